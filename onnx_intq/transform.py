@@ -1,0 +1,127 @@
+"""The pass protocol: what a pass is, what it carries along, and the loop that runs passes in order."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+FACTS = frozenset({"bn-folded", "calibrated", "quantized"})
+"""Everything a pass may need or give: no BatchNorm left unnamed; ranges in the context; Q/DQ in place."""
+
+
+class IntqError(Exception):
+    """Base of every error raised on purpose; the command line prints it as one line, exit code 2."""
+
+
+class PassError(IntqError):
+    """A pass was asked for something it cannot do on this model."""
+
+
+@dataclass
+class Context:
+    """What a run carries along: facts known to hold, ranges, and nodes left alone with the reason.
+
+    Attributes:
+        facts: Strings of `FACTS` that hold for the model now.
+        ranges: Tensor name -> (low, high), real units; present where the fact "calibrated" holds.
+        skipped: (node, reason) pairs, in the order found.
+        remaining: Like `skipped`, for what a pass had to leave although it should have gone; a
+            command that sees any exits 1 unless told otherwise.
+    """
+
+    facts: set[str] = field(default_factory=set[str])
+    ranges: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
+    skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    remaining: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def skip(self, node: gs.Node, why: str) -> None:
+        """Note that `node` was left alone and why."""
+        self.skipped.append((node.name or node.op, why))
+
+    def remain(self, node: gs.Node, why: str) -> None:
+        """Note that `node` is left although the pass exists to remove it."""
+        self.skip(node, why)
+        self.remaining.append((node.name or node.op, why))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """One rewrite of a whole model, in place. Its fields are its options; its file is its name."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    exact: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The pass's name: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        """Return text that `registry.parse` reads back; options at their defaults are left out."""
+        options = ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        )
+        return f"{self.name}({options})" if options else self.name
+
+    @abstractmethod
+    def run(self, model: gs.Graph, ctx: Context) -> int:
+        """Rewrite `model` in place and return how many places changed."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one pass did: places changed, nodes left alone with the reason, seconds taken."""
+
+    spec: Pass
+    changes: int
+    skipped: tuple[tuple[str, str], ...]
+    seconds: float
+
+
+Hook = Callable[[Pass, gs.Graph], None]
+
+
+def run(
+    model: gs.Graph, passes: Sequence[Pass], ctx: Context, after: Sequence[Hook] = ()
+) -> list[Report]:
+    """Run `passes` over `model` in place, in order, each followed by the hooks of `after`.
+
+    Raises:
+        PassError: A pass needs a fact no earlier pass gives (found before the model is touched), or
+            a pass or hook refused; the message names the pass.
+    """
+    _check_order(passes, ctx.facts)
+    reports: list[Report] = []
+    for spec in passes:
+        seen, start = len(ctx.skipped), time.perf_counter()
+        try:
+            changes = spec.run(model, ctx)
+            seconds = time.perf_counter() - start
+            ctx.facts |= spec.gives
+            for hook in after:
+                hook(spec, model)
+        except IntqError as error:
+            raise PassError(f"{spec.name}: {error}") from error
+        reports.append(Report(spec, changes, tuple(ctx.skipped[seen:]), seconds))
+    return reports
+
+
+def _check_order(passes: Sequence[Pass], facts: set[str]) -> None:
+    known = set(facts)
+    for spec in passes:
+        if missing := spec.needs - known:
+            raise PassError(
+                f"{spec.name} needs {', '.join(sorted(missing))}, which no earlier pass gives; "
+                "reorder the recipe or give --data or --ranges"
+            )
+        known |= spec.gives
