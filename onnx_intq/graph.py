@@ -62,7 +62,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
-    """Import a ModelProto: `Constant` nodes lifted to initializers, nodes named, shapes inferred."""
+    """Import a ModelProto: `Constant` nodes become initializers, nodes named, shapes inferred."""
     if sum(len(t.raw_data) for t in model.graph.initializer) < PROTOBUF_LIMIT:
         model = onnx.shape_inference.infer_shapes(model)
     graph = gs.import_onnx(model)
@@ -76,7 +76,7 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
 def model_from_graph(graph: gs.Graph) -> onnx.ModelProto:
     """Export to a ModelProto with an explicit IR version and the graph's metadata."""
     graph.toposort()
-    model = gs.export_onnx(graph)
+    model: onnx.ModelProto = gs.export_onnx(graph)
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(MAX_IR, max(needed, graph.ir_version or 0, 8))
     onnx.helper.set_model_props(model, dict(sorted(metadata(graph).items())))
@@ -245,9 +245,9 @@ def _constant_values(node: gs.Node) -> npt.NDArray[np.generic] | None:
     (key, value), *_ = node.attrs.items()
     if key == "value":
         return np.asarray(value.values)
-    dtypes = {"value_float": np.float32, "value_floats": np.float32}
-    dtypes |= {"value_int": np.int64, "value_ints": np.int64}
-    return np.asarray(value, dtypes[key]) if key in dtypes else None
+    if key in {"value_float", "value_floats"}:
+        return np.asarray(value, np.float32)
+    return np.asarray(value, np.int64) if key in {"value_int", "value_ints"} else None
 
 
 def _name_nodes(graph: gs.Graph, prefix: str) -> None:

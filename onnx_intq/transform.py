@@ -1,4 +1,4 @@
-"""The pass protocol: what a pass is, what it carries along, and the loop that runs passes in order."""
+"""The pass protocol: what a pass is, what a run carries along, the loop that runs passes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 FACTS = frozenset({"bn-folded", "calibrated", "quantized"})
-"""Everything a pass may need or give: no BatchNorm left unnamed; ranges in the context; Q/DQ in place."""
+"""All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place."""
+
+
+Range = tuple[float, float]
+"""(low, high) of a tensor's values, in real units."""
 
 
 class IntqError(Exception):
-    """Base of every error raised on purpose; the command line prints it as one line, exit code 2."""
+    """Base of every error raised on purpose; the command line prints one line, exit code 2."""
 
 
 class PassError(IntqError):
@@ -35,9 +39,7 @@ class Context:
     """
 
     facts: set[str] = field(default_factory=set[str])
-    ranges: Mapping[str, tuple[float, float]] = field(
-        default_factory=dict[str, tuple[float, float]]
-    )
+    ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     remaining: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
