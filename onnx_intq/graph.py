@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -169,9 +170,51 @@ def weight_bytes(graph: gs.Graph) -> int:
     )
 
 
-def constant(tensor: gs.Tensor) -> npt.NDArray[np.generic] | None:
-    """The values of a constant tensor, None for one computed at run time."""
-    return tensor.values if isinstance(tensor, gs.Constant) else None
+def constant(node: gs.Node, index: int) -> npt.NDArray[Any] | None:
+    """The values of a node's input `index`, None if it is absent or computed at run time."""
+    if index >= len(node.inputs) or not isinstance(node.inputs[index], gs.Constant):
+        return None
+    values: npt.NDArray[Any] = node.inputs[index].values
+    return values
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes `tensor`; None for graph inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def sole_consumer(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """The only node that reads `tensor`; None if there are several, none, or it is an output."""
+    if len(tensor.outputs) != 1 or any(tensor is t for t in graph.outputs):
+        return None
+    return tensor.outputs[0]
+
+
+def remove(graph: gs.Graph, nodes: Iterable[gs.Node]) -> None:
+    """Detach `nodes` and take them out of `graph`, in one sweep."""
+    gone = {id(node) for node in nodes}
+    for node in graph.nodes:
+        if id(node) in gone:
+            node.inputs.clear()
+            node.outputs.clear()
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+
+
+def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let everything that reads `old` (nodes, bodies, graph outputs) read `new` instead.
+
+    An output of the graph keeps its name: `new` takes it.
+    """
+    for node in list(old.outputs):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+    for sub in subgraphs(graph):
+        for index, tensor in enumerate(sub.outputs):
+            if tensor is old:
+                sub.outputs[index] = new
+                if sub is graph:
+                    new.name, old.name = old.name, new.name
 
 
 def require_float32(graph: gs.Graph) -> None:

@@ -1,0 +1,128 @@
+"""QuartzNet acoustic models with NeMo's structure and parameter names.
+
+Kriman et al., "QuartzNet: Deep Automatic Speech Recognition with 1D Time-Channel Separable
+Convolutions", ICASSP 2020, section 2 and table 1; names as in NeMo's `ConvASREncoder` and
+`ConvASRDecoder`, so that its checkpoints load with `load_state_dict`.
+
+Law: with `length` given, a padded batch yields for each utterance what it yields alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onnx_intq.models.jasper_block import BlockConfig, JasperBlock, run_masked
+from onnx_intq.transform import IntqError
+
+ENGLISH = (" ", *"abcdefghijklmnopqrstuvwxyz", "'")
+"""NeMo's character labels for English; the blank comes last and is not among them."""
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "hardtanh": lambda: nn.Hardtanh(0.0, 20.0),
+    "selu": nn.SELU,
+    "swish": nn.SiLU,
+    "silu": nn.SiLU,
+}
+"""Names as in NeMo's `encoder.activation`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuartzNetConfig:
+    """A whole network: mel features in, `len(labels) + 1` classes out (the blank comes last)."""
+
+    blocks: tuple[BlockConfig, ...]
+    labels: tuple[str, ...] = ENGLISH
+    features: int = 64
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        if not (self.blocks and self.labels and self.features >= 1):
+            raise IntqError("a QuartzNet needs blocks, labels and features; one of them is empty")
+        if self.activation not in ACTIVATIONS:
+            raise IntqError(
+                f"unknown activation {self.activation!r}; expected one of: {', '.join(ACTIVATIONS)}"
+            )
+
+
+def quartznet_config(repeats: int) -> QuartzNetConfig:
+    """The published network with each of its five blocks `repeats` times: 5x5, 10x5, 15x5."""
+    widths = ((256, 33), (256, 39), (512, 51), (512, 63), (512, 75))
+    body = [
+        BlockConfig(filters=filters, kernel=kernel, repeat=5, residual=True, separable=True)
+        for filters, kernel in widths
+        for _ in range(repeats)
+    ]
+    first = BlockConfig(filters=256, kernel=33, stride=2, separable=True)
+    wide = BlockConfig(filters=512, kernel=87, dilation=2, separable=True)
+    last = BlockConfig(filters=1024, kernel=1)
+    return QuartzNetConfig(blocks=(first, *body, wide, last))
+
+
+class Encoder(nn.Module):
+    """NeMo's ConvASREncoder: the blocks in a row."""
+
+    def __init__(self, config: QuartzNetConfig) -> None:
+        super().__init__()
+        inputs = [config.features, *(block.filters for block in config.blocks[:-1])]
+        activation = ACTIVATIONS[config.activation]
+        self.encoder = nn.ModuleList(
+            JasperBlock(channels, block, activation)
+            for channels, block in zip(inputs, config.blocks, strict=True)
+        )
+
+    def forward(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Map features [batch, mels, time] to [batch, filters, time']."""
+        return run_masked(self.encoder.children(), signal, mask)
+
+
+class Decoder(nn.Module):
+    """NeMo's ConvASRDecoder: a 1x1 convolution to the classes, then log-softmax."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.decoder_layers = nn.Sequential(nn.Conv1d(inputs, classes, 1))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Map [batch, filters, time'] to log-probabilities [batch, time', classes]."""
+        logits: Tensor = self.decoder_layers(encoded)
+        return logits.transpose(1, 2).log_softmax(dim=-1)
+
+
+class QuartzNet(nn.Module):
+    """A network built from its configuration, initialised as NeMo does (Xavier uniform)."""
+
+    def __init__(self, config: QuartzNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config.blocks[-1].filters, len(config.labels) + 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(
+        self, audio_signal: Tensor, length: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute CTC log-probabilities.
+
+        Args:
+            audio_signal: Features, float [batch, mels, time].
+            length: Valid frames of each utterance, int64 [batch]; None: all frames are valid.
+
+        Returns:
+            Log-probabilities float [batch, time', labels + 1]; with `length` also the valid frames
+            of the output, int64 [batch]. What lies beyond them has no meaning.
+        """
+        mask = None if length is None else _mask_from_length(length, audio_signal.shape[2])
+        encoded, mask = self.encoder(audio_signal, mask)
+        log_probs: Tensor = self.decoder(encoded)
+        return log_probs if mask is None else (log_probs, mask.sum(dim=(1, 2)))
+
+
+def _mask_from_length(length: Tensor, frames: int) -> Tensor:
+    """True for the frames before `length` [batch]: bool [batch, 1, frames]."""
+    return (torch.arange(frames, device=length.device) < length.unsqueeze(1)).unsqueeze(1)

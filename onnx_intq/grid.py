@@ -1,0 +1,134 @@
+"""Quantization arithmetic in NumPy: integer grids, scales, rounding. The reference for everything.
+
+A value x lies on a grid as q = clip(round_half_even(x / scale) + zero_point, low, high)
+(Q-ASR section 2.1; ONNX QuantizeLinear).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.floating[Any]]
+Integer = npt.NDArray[np.integer[Any]]
+
+SMALLEST_SCALE = np.float32(2.0**-60)
+"""Scales are at least this, so that the product of two of them is a normal float32."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers of `bits` bits, signed or not.
+
+    `narrow` leaves out the lowest signed value, so that the grid is symmetric: used for weights
+    (products of two -128 would overflow the int16 pairs of some processors' dot products).
+    """
+
+    bits: int
+    signed: bool
+    narrow: bool = False
+
+    @property
+    def low(self) -> int:
+        """The lowest integer of the grid."""
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        """The highest integer of the grid."""
+        return (1 << (self.bits - self.signed)) - 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest NumPy integer type that stores the grid."""
+        return np.dtype(f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}")
+
+
+def weight_grid(bits: int) -> Grid:
+    """The symmetric grid of weights: -(2^(bits-1) - 1) .. 2^(bits-1) - 1."""
+    return Grid(bits, signed=True, narrow=True)
+
+
+def symmetric(low: float, high: float, grid: Grid) -> tuple[np.float32, int]:
+    """Scale and zero point 0 of a signed grid that covers [low, high]."""
+    return _scale(max(abs(low), abs(high)) / grid.high), 0
+
+
+def affine(low: float, high: float, grid: Grid) -> tuple[np.float32, int]:
+    """Scale and zero point of an unsigned grid that covers [min(low, 0), max(high, 0)].
+
+    The zero point is 0 for non-negative tensors; real 0 always lies on the grid exactly.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = _scale((high - low) / (grid.high - grid.low))
+    return scale, int(np.clip(np.rint(-low / np.float64(scale)), grid.low, grid.high))
+
+
+def quantize(
+    x: Float, scale: npt.ArrayLike, zero_point: int, grid: Grid, axis: int | None = None
+) -> Integer:
+    """Round `x` (any shape) to `grid`; `scale` is a scalar or has one value per index of `axis`."""
+    q = np.rint(x / _along(np.asarray(scale, np.float64), x.ndim, axis)) + zero_point
+    rounded: Integer = np.clip(q, grid.low, grid.high).astype(grid.dtype)
+    return rounded
+
+
+def dequantize(
+    q: Integer, scale: npt.ArrayLike, zero_point: int, axis: int | None = None
+) -> npt.NDArray[np.float32]:
+    """The real values of `q`, float32: (q - zero_point) * scale."""
+    real = (q.astype(np.int64) - zero_point).astype(np.float32)
+    return (real * _along(np.asarray(scale, np.float32), q.ndim, axis)).astype(np.float32)
+
+
+def weight_scales(
+    w: Float, axis: int | None, bits: int, method: str = "mse"
+) -> npt.NDArray[np.float32]:
+    """Symmetric scales of a weight tensor, one per index of `axis` (a scalar without axis).
+
+    Args:
+        w: Weights, any shape.
+        axis: The output-channel axis, None for one scale.
+        bits: Width of the grid, 2..8.
+        method: "minmax" covers the largest weight (Q-ASR); "mse" shrinks that scale by the factor
+            that makes the channel's squared rounding error smallest.
+
+    Returns:
+        float32, shape [channels] or [].
+    """
+    rows = (
+        np.reshape(w, (1, -1))
+        if axis is None
+        else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+    )
+    rows = rows.astype(np.float64)
+    grid = weight_grid(bits)
+    largest = np.abs(rows).max(axis=1) / grid.high
+    scales = _smallest_error(rows, largest, grid) if method == "mse" else largest
+    scales = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)
+    return scales.reshape(()) if axis is None else scales
+
+
+def _smallest_error(rows: Float, largest: Float, grid: Grid) -> Float:
+    best, scales = np.full(len(rows), np.inf), largest.copy()
+    for factor in np.linspace(1.0, 0.3, 71):
+        scale = np.maximum(largest * factor, SMALLEST_SCALE)[:, None]
+        q = np.clip(np.rint(rows / scale), grid.low, grid.high)
+        error = np.square(q * scale - rows).sum(axis=1)
+        better = error < best
+        best = np.where(better, error, best)
+        scales = np.where(better, scale[:, 0], scales)
+    return scales
+
+
+def _scale(value: float) -> np.float32:
+    return max(np.float32(value), SMALLEST_SCALE)
+
+
+def _along(values: Float, rank: int, axis: int | None) -> Float:
+    if values.ndim == 0 or axis is None:
+        return values
+    return values.reshape([-1 if i == axis % rank else 1 for i in range(rank)])

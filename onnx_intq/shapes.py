@@ -1,0 +1,120 @@
+"""The shapes of all tensors of a graph for given sizes of its inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_intq.frontend import Frontend
+from onnx_intq.graph import first_line, metadata, model_from_graph
+from onnx_intq.speech import FRONTEND_KEY
+from onnx_intq.transform import IntqError
+
+Shape = tuple[int, ...]
+HOP = 0.01
+"""Seconds between frames where the model does not say."""
+SMALL = 1024
+"""Constants of up to this many values may be shapes, and keep their values for inference."""
+
+
+def input_shapes(
+    graph: gs.Graph, *, seconds: float, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Shape]:
+    """A shape for every input: as given, else one sample with `seconds` of audio in frames.
+
+    The time axis is the last dynamic axis, other than the first, of the first input; axes with the
+    same name are equally long. All other dynamic axes have length 1.
+
+    Raises:
+        IntqError: `shapes` does not fit the inputs, or `seconds` is not positive.
+    """
+    if not seconds > 0:
+        raise IntqError(f"{seconds} seconds of audio; expected more than 0; change --seconds")
+    given = {name: _checked(graph, name, shape) for name, shape in (shapes or {}).items()}
+    frames = max(1, round(seconds / _window_stride(graph)))
+    dynamic = [d for t in graph.inputs[:1] for d in (t.shape or [])[1:] if not isinstance(d, int)]
+    sizes: dict[str | None, int] = {dynamic[-1]: frames} if dynamic else {}
+    for tensor in graph.inputs:
+        for axis, size in zip(tensor.shape or [], given.get(tensor.name, ()), strict=False):
+            sizes |= {} if isinstance(axis, int) else {axis: size}
+    known = {
+        t.name: tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in t.shape or [])
+        for t in graph.inputs
+    }
+    return known | given
+
+
+def infer(graph: gs.Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of all tensors that follow from those of the inputs; others are left out.
+
+    Raises:
+        IntqError: The inputs' shapes contradict the graph.
+    """
+    model = model_from_graph(graph.copy())
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for value in model.graph.input:
+        _set_shape(value, inputs[value.name])
+    _hide_weights(model.graph)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
+        raise IntqError(
+            f"shapes {found} do not fit the model ({first_line(error)}); "
+            "expected shapes it can run; change --seconds or --shapes"
+        ) from error
+    values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+    types = {v.name: v.type.tensor_type for v in values}
+    return {
+        name: tuple(d.dim_value for d in found.shape.dim)
+        for name, found in types.items()
+        if found.HasField("shape") and all(d.HasField("dim_value") for d in found.shape.dim)
+    } | {t.name: tuple(t.dims) for t in model.graph.initializer}
+
+
+def _checked(graph: gs.Graph, name: str, shape: Sequence[int]) -> Shape:
+    found = [t for t in graph.inputs if t.name == name]
+    if not found:
+        names = ", ".join(t.name for t in graph.inputs)
+        raise IntqError(f"shape given for {name!r}, which is no input; expected one of: {names}")
+    declared = found[0].shape
+    fits = declared is None or (
+        len(declared) == len(shape)
+        and all(not isinstance(d, int) or d == s for d, s in zip(declared, shape, strict=True))
+    )
+    if not fits or any(size < 1 for size in shape):
+        raise IntqError(
+            f"shape {list(shape)} for input {name!r}; expected {declared}; change the shape"
+        )
+    return tuple(shape)
+
+
+def _window_stride(graph: gs.Graph) -> float:
+    recorded = metadata(graph).get(FRONTEND_KEY)
+    return Frontend.from_json(recorded).window_stride if recorded else HOP
+
+
+def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
+    dims = value.type.tensor_type.shape.dim
+    del dims[:]
+    for size in shape:
+        dims.add().dim_value = size
+
+
+def _hide_weights(graph: onnx.GraphProto) -> None:
+    """Make large constants inputs: inference needs their shapes alone, and copies the model."""
+    kept = []
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            kept.append(tensor)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

@@ -1,0 +1,112 @@
+"""Puts QuantizeLinear/DequantizeLinear pairs on the activations, as `onnx_intq.placement` decides.
+
+Before: `y = Conv(x, w)`.   After: `y = Conv(DequantizeLinear(QuantizeLinear(x, s, z), s, z), w)`.
+Target ort: unsigned, zero point from the range; inputs and outputs, so that onnxruntime fuses
+QLinearConv and QLinearAdd. Target tensorrt: signed, zero point 0, inputs only.
+Condition: the tensor has a range (fact "calibrated"). What stays float is named with the reason.
+Law: a quantized tensor moves by at most half a step where it lies inside its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_intq.graph import convert_opset, producer
+from onnx_intq.grid import Grid, affine, symmetric
+from onnx_intq.placement import SAME_GRID, SENSITIVE, Plan, plan
+from onnx_intq.transform import Context, Pass, PassError, Range
+
+PER_CHANNEL_OPSET, SIXTEEN_BIT_OPSET = 13, 21
+"""Opsets that brought DequantizeLinear's axis, and 16-bit QuantizeLinear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertQdq(Pass):
+    """Quantize activations.
+
+    Attributes:
+        target: "ort" or "tensorrt".
+        bits: 8 or 16.
+        keep: Glob patterns of nodes that stay float.
+    """
+
+    target: str = "ort"
+    bits: int = 8
+    keep: tuple[str, ...] = ()
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bn-folded", "calibrated"})
+    gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    exact: ClassVar[bool] = False
+
+    def run(self, model: gs.Graph, ctx: Context) -> int:
+        """Insert the pairs; return how many nodes run on quantized inputs."""
+        if self.bits not in {8, 16} or (self.bits == 16 and self.target == "tensorrt"):
+            raise PassError(f"{self.bits}-bit activations; expected 8, or 16 for target ort")
+        convert_opset(model, SIXTEEN_BIT_OPSET if self.bits == 16 else PER_CHANNEL_OPSET)
+        chosen = plan(model, self.target, self.keep)
+        for node, why in chosen.skipped:
+            ctx.skip(node, why)
+        ranges = {n: _range(t, chosen, ctx.ranges) for n, t in chosen.tensors.items()}
+        for name, tensor in chosen.tensors.items():
+            self._quantize(model, tensor, chosen, *ranges[name])
+        return len(chosen.nodes)
+
+    def _quantize(
+        self, model: gs.Graph, tensor: gs.Tensor, chosen: Plan, low: float, high: float
+    ) -> None:
+        readers = self._readers(tensor, chosen)
+        scale, zero_point, dtype = self._scale(low, high)
+        name = tensor.name
+        parameters = [
+            gs.Constant(f"{name}_scale", np.asarray(scale, np.float32)),
+            gs.Constant(f"{name}_zero_point", np.asarray(zero_point, dtype)),
+        ]
+        q = gs.Variable(f"{name}_quantized", dtype=dtype, shape=tensor.shape)
+        dq = gs.Variable(f"{name}_dequantized", dtype=np.float32, shape=tensor.shape)
+        for reader in readers:
+            for index, value in enumerate(reader.inputs):
+                if value is tensor:
+                    reader.inputs[index] = dq
+        outputs = [i for i, t in enumerate(model.outputs) if t is tensor]
+        if outputs and self.target == "ort":
+            tensor.name, dq.name = f"{name}_float", name
+            for index in outputs:
+                model.outputs[index] = dq
+        model.nodes += [
+            gs.Node("QuantizeLinear", f"{name}_q", {}, [tensor, *parameters], [q]),
+            gs.Node("DequantizeLinear", f"{name}_dq", {}, [q, *parameters], [dq]),
+        ]
+
+    def _readers(self, tensor: gs.Tensor, chosen: Plan) -> list[gs.Node]:
+        if self.target == "ort":
+            return [n for n in tensor.outputs if n.op not in SENSITIVE]
+        quantized = {id(n) for n in chosen.nodes}
+        return [n for n in tensor.outputs if id(n) in quantized]
+
+    def _scale(self, low: float, high: float) -> tuple[np.float32, int, np.dtype[np.generic]]:
+        if self.target == "tensorrt":
+            grid = Grid(self.bits, signed=True)
+            return *symmetric(low, high, grid), grid.dtype
+        grid = Grid(self.bits, signed=False)
+        return *affine(low, high, grid), grid.dtype
+
+
+def _range(tensor: gs.Tensor, chosen: Plan, ranges: Mapping[str, Range]) -> Range:
+    """The tensor's range; behind operators that only move values, that of their input."""
+    maker = producer(tensor)
+    while maker is not None and maker.op in SAME_GRID:
+        source = maker.inputs[0]
+        if source.name not in chosen.tensors:
+            break
+        tensor, maker = source, producer(source)
+    if tensor.name not in ranges:
+        raise PassError(
+            f"tensor {tensor.name!r} has no range; expected one per quantized tensor; "
+            "calibrate this very model"
+        )
+    return ranges[tensor.name]
