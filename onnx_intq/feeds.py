@@ -169,6 +169,16 @@ def fingerprint(path: str | Path) -> str:
     return hashlib.sha256("".join(f"{sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
+def digest(batches: Sequence[Batch]) -> str:
+    """Hexadecimal SHA-256 of batches in memory: names, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for batch in batches:
+        for name, values in sorted(batch.items()):
+            found.update(f"{name} {values.dtype} {values.shape}\n".encode())
+            found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()
+
+
 def check(batch: Batch, inputs: Sequence[TensorSpec]) -> None:
     """Refuse a batch that a model with these inputs cannot take.
 

@@ -130,6 +130,18 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         target.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """A small UTF-8 text file.
+
+    Raises:
+        IntqError: It cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntqError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
+
+
 def check_output(output: str | Path, *inputs: str | Path | None) -> None:
     """Refuse an output that is one of the inputs, or whose folder does not exist.
 
@@ -257,18 +269,25 @@ def convert_opset(graph: gs.Graph, version: int) -> None:
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file, external data included."""
     digest = hashlib.sha256()
-    path = Path(path)
-    for part in (path, path.with_name(path.name + ".data")):
-        if part.is_file():
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+    for part in _parts(Path(path)):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def file_bytes(path: str | Path) -> int:
+    """Size of a file, external data included."""
+    return sum(part.stat().st_size for part in _parts(Path(path)))
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for one-line messages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _parts(path: Path) -> list[Path]:
+    return [p for p in (path, path.with_name(path.name + ".data")) if p.is_file()]
 
 
 def _lift_constants(graph: gs.Graph) -> None:

@@ -56,7 +56,14 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
 
-    def __init__(self, model: Model, *, threads: int | None = None, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int | None = None,
+        optimize: bool = True,
+        spin: bool = True,
+    ) -> None:
         """Load `model`.
 
         Args:
@@ -64,12 +71,15 @@ class Session:
                 file.
             threads: Threads per operator, None for all processors.
             optimize: Whether onnxruntime may fuse nodes; without, every node runs as written.
+            spin: Whether idle threads wait actively: lower latency for more processor time.
 
         Raises:
             IntqError: onnxruntime is missing or refuses the model, or the file is missing.
         """
         self._name = str(model) if isinstance(model, str | Path) else "model"
         options = _options(threads, optimize=optimize)
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         self._session = _create(model, options)

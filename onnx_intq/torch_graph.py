@@ -81,7 +81,7 @@ class TorchGraph(torch.nn.Module):
         if wrong := sorted(feeds.keys() ^ set(self._program.inputs)):
             raise IntqError(
                 f"feed {wrong[0]!r} is {'unknown' if wrong[0] in feeds else 'missing'}; "
-                f"expected exactly: {', '.join(self._program.inputs)}"
+                f"expected exactly: {', '.join(self._program.inputs)}; check the names"
             )
         values = dict(feeds) | self._host
         values |= {name: getattr(self, parameter_name(name)) for name in self._held}

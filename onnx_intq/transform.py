@@ -22,6 +22,10 @@ class IntqError(Exception):
     """Base of every error raised on purpose; the command line prints one line, exit code 2."""
 
 
+class CheckFailed(IntqError):  # noqa: N818  it reports a finding, not a fault
+    """A check found what it looks for; the command line exits 1."""
+
+
 class PassError(IntqError):
     """A pass was asked for something it cannot do on this model."""
 

@@ -64,10 +64,9 @@ class InsertQdq(Pass):
         name = tensor.name
         parameters = [
             gs.Constant(f"{name}_scale", np.asarray(scale, np.float32)),
-            gs.Constant(f"{name}_zero_point", np.asarray(zero_point, dtype)),
+            gs.Constant(f"{name}_zp", np.asarray(zero_point, dtype)),
         ]
-        q = gs.Variable(f"{name}_quantized", dtype=dtype, shape=tensor.shape)
-        dq = gs.Variable(f"{name}_dequantized", dtype=np.float32, shape=tensor.shape)
+        q, dq = gs.Variable(f"{name}_q"), gs.Variable(f"{name}_dq")
         for reader in readers:
             for index, value in enumerate(reader.inputs):
                 if value is tensor:

@@ -4,6 +4,8 @@ Before: `y = Conv(dequantized, w)`, w float32.
 After: `y = Conv(dequantized, DequantizeLinear(int8 constant, scales, 0, axis))`.
 Condition: the operator reads a DequantizeLinear (it runs on integers). A grid of less than 8 bits
 is stored in int8; its width is recorded in the metadata under `onnx_intq.bits`.
+Where a channel's bias would not fit into int32 in steps of input scale x weight scale, the weight
+scale is raised until it does.
 Law: a weight inside its channel's range moves by at most half a step.
 """
 
@@ -15,14 +17,17 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import metadata, producer
+from onnx_intq.graph import constant, metadata, producer
 from onnx_intq.grid import quantize, weight_grid, weight_scales
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.transform import Context, Pass, PassError
 
 BITS_KEY = "onnx_intq.bits"
+LARGEST_BIAS = 1 << 30
+"""Magnitude bound of an int32 bias: the accumulator needs the other half of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class QuantizeWeights(Pass):
         """Quantize, each shared constant once; return how many weight tensors were quantized."""
         self._check()
         done: dict[int, gs.Tensor] = {}
+        zeros: dict[tuple[int, ...], gs.Constant] = {}
         widths: dict[str, int] = json.loads(metadata(model).get(BITS_KEY, "{}"))
         for node in [n for n in model.nodes if n.op in WEIGHTED]:
             index = _weight_index(node)
@@ -54,7 +60,7 @@ class QuantizeWeights(Pass):
             weight = node.inputs[index]
             if id(weight) not in done:
                 bits = self._bits(node.name)
-                done[id(weight)] = self._dequantized(model, node, index, bits)
+                done[id(weight)] = self._dequantized(model, node, index, bits, zeros)
                 if bits != 8:
                     widths[weight.name] = bits
             node.inputs[index] = done[id(weight)]
@@ -73,19 +79,29 @@ class QuantizeWeights(Pass):
         matching = [bits for pattern, bits in self.overrides if fnmatchcase(name, pattern)]
         return matching[-1] if matching else self.bits
 
-    def _dequantized(self, model: gs.Graph, node: gs.Node, index: int, bits: int) -> gs.Tensor:
+    def _dequantized(
+        self,
+        model: gs.Graph,
+        node: gs.Node,
+        index: int,
+        bits: int,
+        zeros: dict[tuple[int, ...], gs.Constant],
+    ) -> gs.Tensor:
         weight, axis = node.inputs[index], channel_axis(node, index)
         w = weight.values
         if not np.isfinite(w).all():
             raise PassError(f"weight {weight.name!r} holds NaN or infinity; expected finite values")
-        scales = weight_scales(w, axis, bits, self.scale)
+        scales = np.maximum(weight_scales(w, axis, bits, self.scale), _bias_floor(node, index))
         q = quantize(w, scales, 0, weight_grid(bits), axis)
+        if scales.shape not in zeros:
+            name = "weight_zp_" + "x".join(map(str, scales.shape))
+            zeros[scales.shape] = gs.Constant(name, np.zeros(scales.shape, np.int8))
         inputs = [
-            gs.Constant(f"{weight.name}_quantized", q),
+            gs.Constant(f"{weight.name}_q", q),
             gs.Constant(f"{weight.name}_scale", scales),
-            gs.Constant(f"{weight.name}_zero_point", np.zeros(scales.shape, np.int8)),
+            zeros[scales.shape],
         ]
-        dq = gs.Variable(f"{weight.name}_dequantized", dtype=np.float32, shape=w.shape)
+        dq = gs.Variable(f"{weight.name}_dq", dtype=np.float32, shape=w.shape)
         attrs = {} if axis is None else {"axis": axis}
         model.nodes.append(gs.Node("DequantizeLinear", f"{weight.name}_dq", attrs, inputs, [dq]))
         return dq
@@ -100,6 +116,19 @@ def channel_axis(node: gs.Node, index: int) -> int | None:
     if index == 0 or node.inputs[index].values.ndim != 2:
         return None
     return 0 if node.op == "Gemm" and node.attrs.get("transB", 0) else 1
+
+
+def _bias_floor(node: gs.Node, index: int) -> npt.NDArray[np.float32] | np.float32:
+    """Scales below which the bias would not fit into int32 in steps of input x weight scale.
+
+    Runtimes quantize it so. Dead channels are concerned, as a rule: tiny weights, ordinary bias.
+    """
+    bias = constant(node, 2) if node.op != "MatMul" else None
+    if bias is None or bias.ndim != 1 or index == 0:
+        return np.float32(0)
+    step = np.float64(producer(node.inputs[0]).inputs[1].values) * LARGEST_BIAS
+    floor: npt.NDArray[np.float32] = (np.abs(bias) / step).astype(np.float32)
+    return floor if channel_axis(node, index) is not None else floor.max()
 
 
 def _weight_index(node: gs.Node) -> int | None:

@@ -1,0 +1,411 @@
+"""The command line: `onnx-intq COMMAND`. Thin: options in, one call of the library, a report out.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once. Exit codes:
+0 done, 1 a check failed, 2 wrong use or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnx_intq import __version__
+from onnx_intq.transform import CheckFailed, IntqError
+
+if TYPE_CHECKING:
+    from onnx_intq.frontend import Frontend
+    from onnx_intq.transform import Pass
+
+FILE = click.Path(path_type=Path)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+TARGETS = click.Choice(["ort", "tensorrt"])
+
+model_argument = click.argument("model", type=FILE)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
+frontend_option = click.option(
+    "--frontend", type=FILE, help="JSON file of the mel front end, for models that record none."
+)
+observer_option = click.option(
+    "--observer",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    default="mse",
+    show_default=True,
+    help="How a range is chosen from what was seen.",
+)
+allow_bn_option = click.option(
+    "--allow-bn", is_flag=True, help="Let BatchNorms stay that cannot be folded exactly."
+)
+verify_option = click.option(
+    "--verify", is_flag=True, help="Run the model after every pass, and compare."
+)
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="cpu or cuda; where synthesis runs."
+)
+method_option = click.option(
+    "--method",
+    type=click.Choice(["kl", "qasr", "random"]),
+    default="kl",
+    show_default=True,
+    help="kl: match BatchNorm statistics; qasr: exactly the paper's recipe; random: the control.",
+)
+
+
+def main() -> None:
+    """Run a command; every error a user can cause is one line on stderr."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.Abort:
+        sys.exit(_complain("interrupted; nothing was written", 130))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; nothing was written", 130))
+    except CheckFailed as error:
+        sys.exit(_complain(str(error), 1))
+    except click.ClickException as error:
+        sys.exit(_complain(f"{error.format_message()} Try onnx-intq --help.", 2))
+    except IntqError as error:
+        sys.exit(_complain(str(error), 2))
+    except MemoryError:
+        sys.exit(_complain("out of memory; give fewer or shorter batches", 2))
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return code
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="onnx-intq")
+def cli() -> None:
+    """Quantize ONNX speech models to INT8 without any data."""
+
+
+@cli.command()
+@click.argument("source", metavar="NAME|FILE.nemo")
+@output_option
+@click.option("--weights", type=FILE, help="PyTorch state dict to load into a zoo model.")
+@click.option("--opset", default=17, show_default=True, help="ONNX opset to write.")
+@click.option("--lengths", is_flag=True, help="Add the length input and the masks it needs.")
+def export(source: str, output: Path, weights: Path | None, opset: int, lengths: bool) -> None:
+    """Write a model of the zoo, or a NeMo checkpoint, as float ONNX with BatchNorm kept."""
+    from onnx_intq.models.export import export_named
+
+    export_named(source, output, weights=weights, opset=opset, lengths=lengths)
+    click.echo(f"wrote {output}", err=True)
+
+
+@cli.command()
+@model_argument
+@output_option
+@method_option
+@click.option("--batches", type=click.IntRange(1), help="Independent batches.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch.")
+@click.option("--frames", type=click.IntRange(1), help="Frames in a sample.")
+@click.option("--steps", type=click.IntRange(0), help="Steps of Adam per batch, at most.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Adam's learning rate.")
+@seed_option
+@device_option
+@click.option("--plot", type=FILE, help="Picture of real, random and synthetic input, with text.")
+@click.option("--real", type=FILE, help="Speech manifest whose first utterance --plot shows.")
+@json_option
+def synthesize(
+    model: Path,
+    output: Path,
+    method: str,
+    batches: int | None,
+    batch_size: int | None,
+    frames: int | None,
+    steps: int | None,
+    lr: float | None,
+    seed: int,
+    device: str,
+    plot: Path | None,
+    real: Path | None,
+    as_json: bool,
+) -> None:
+    """Make calibration data (.npz feeds) from the ONNX file alone."""
+    from onnx_intq import console, feeds, graph
+    from onnx_intq.synthesize import RECIPES, synthesize
+
+    graph.check_output(output, model)
+    preset = RECIPES[method]
+    recipe = replace(
+        preset,
+        batches=batches or preset.batches,
+        batch_size=batch_size or preset.batch_size,
+        frames=frames or preset.frames,
+        steps=preset.steps if steps is None else steps,
+        lr=lr or preset.lr,
+        seed=seed,
+    )
+    net = graph.load(model)
+    with console.bar("synthesize") as tick:
+        results = list(synthesize(net, recipe, device=device, progress=tick))
+    feeds.write(output, [result.batch for result in results])
+    if plot:
+        from onnx_intq.spectrograms import draw
+
+        draw(plot, model, results[0].batch, real)
+    console.show_synthesis(results, output, as_json)
+
+
+@cli.command()
+@model_argument
+@output_option
+@click.option("--data", type=FILE, required=True, help=".npz, folder or speech manifest.")
+@observer_option
+@frontend_option
+def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Path | None) -> None:
+    """Record the range of every activation, by all observers, as JSON."""
+    from onnx_intq import console, graph
+    from onnx_intq.calibrate import calibrate
+    from onnx_intq.quantize import Source, prepared
+
+    graph.check_output(output, model, data)
+    net = prepared(model)
+    source = Source(data=data, frontend=_frontend(frontend))
+    with console.bar("calibrate") as tick:
+        found = calibrate(net, source.real(net), observer=observer, progress=tick)
+    found.write(output)
+    click.echo(f"wrote ranges of {len(found.tensors)} tensors to {output}", err=True)
+
+
+@cli.command()
+@model_argument
+@output_option
+@click.option("--target", type=TARGETS, default="ort", show_default=True)
+@click.option("--data", type=FILE, help="Real feeds in place of synthetic ones.")
+@click.option("--ranges", type=FILE, help="Ranges from `calibrate` in place of any data.")
+@method_option
+@click.option("-w", "--weights", type=click.IntRange(2, 8), default=8, show_default=True)
+@click.option("-a", "--activations", type=click.Choice(["8", "16"]), default="8", show_default=True)
+@click.option("--weight-scale", type=click.Choice(["mse", "minmax"]), default="mse")
+@observer_option
+@click.option("--override", multiple=True, metavar="NODES=BITS|float", help="Weight bits by name.")
+@click.option("--recipe", help="The whole pipeline, or @FILE, in place of the target's.")
+@allow_bn_option
+@verify_option
+@seed_option
+@device_option
+@frontend_option
+@json_option
+def quantize(
+    model: Path,
+    output: Path,
+    target: str,
+    data: Path | None,
+    ranges: Path | None,
+    method: str,
+    weights: int,
+    activations: str,
+    weight_scale: str,
+    observer: str,
+    override: tuple[str, ...],
+    recipe: str | None,
+    allow_bn: bool,
+    verify: bool,
+    seed: int,
+    device: str,
+    frontend: Path | None,
+    as_json: bool,
+) -> None:
+    """Turn a float ONNX file into an INT8 one; without --data or --ranges, from the file alone."""
+    from onnx_intq import console, recipes
+    from onnx_intq.quantize import Source, quantize
+
+    keep, overrides = _overrides(override)
+    passes = recipes.pipeline(
+        target,
+        weight_bits=weights,
+        activation_bits=int(activations),
+        weight_scale=weight_scale,
+        keep=keep,
+        overrides=overrides,
+    )
+    summary = quantize(
+        model,
+        output,
+        _recipe(recipe) if recipe else passes,
+        Source(
+            ranges=ranges,
+            data=data,
+            method=method,
+            seed=seed,
+            device=device,
+            frontend=_frontend(frontend),
+        ),
+        observer=observer,
+        allow_bn=allow_bn,
+        verify=verify,
+        bar=console.bar,
+    )
+    console.show_quantization(summary, output, as_json)
+
+
+@cli.command()
+@click.argument("recipe", metavar="'PASS, PASS(option=value)'|@FILE")
+@model_argument
+@click.option("-o", "--output", type=FILE, help="File to write; not needed with --dry-run.")
+@click.option("--ranges", type=FILE, help="Ranges from `calibrate`.")
+@observer_option
+@click.option("--dry-run", is_flag=True, help="Only say what each pass would change.")
+@allow_bn_option
+@verify_option
+@json_option
+def run(
+    recipe: str,
+    model: Path,
+    output: Path | None,
+    ranges: Path | None,
+    observer: str,
+    dry_run: bool,
+    allow_bn: bool,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Run any pipeline of passes, ONNX in, ONNX out."""
+    from onnx_intq import console
+    from onnx_intq.quantize import run_recipe
+
+    if output is None and not dry_run:
+        raise IntqError("no output file; expected -o FILE; give one, or --dry-run")
+    reports, drifts = run_recipe(
+        model,
+        None if dry_run else output,
+        _recipe(recipe),
+        ranges,
+        observer=observer,
+        allow_bn=allow_bn,
+        verify=verify,
+    )
+    console.show_reports(reports, drifts, as_json)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def passes(name: str | None, as_json: bool) -> None:
+    """List the passes, or show one with its options, what it needs and what it gives."""
+    from onnx_intq import console, registry
+
+    found = [registry.load(each) for each in ([name] if name else registry.names())]
+    console.show_passes(found, name is not None, as_json)
+
+
+@cli.command()
+@model_argument
+@click.option("--target", type=TARGETS, required=True)
+@json_option
+def check(model: Path, target: str, as_json: bool) -> None:
+    """Say what its target would reject or not run on integers; exit 1 if there is anything."""
+    from onnx_intq import console, graph
+    from onnx_intq.check import check
+
+    console.show_problems(check(graph.load(model), target), target, as_json)
+
+
+@cli.command()
+@model_argument
+@click.option("--manifest", type=FILE, required=True, help="Speech, one JSON object per line.")
+@click.option("--against", type=FILE, help="The float model, for `differs`.")
+@frontend_option
+@click.option("--labels", type=FILE, help="JSON list of labels, for models that record none.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
+@json_option
+def evaluate(
+    model: Path,
+    manifest: Path,
+    against: Path | None,
+    frontend: Path | None,
+    labels: Path | None,
+    threads: int | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Word error rate of a CTC model, and how often its words differ from the float model's."""
+    from onnx_intq import console, speech
+    from onnx_intq.evaluate import evaluate
+
+    with console.bar("evaluate") as tick:
+        found = evaluate(
+            model,
+            manifest,
+            against=against,
+            frontend=_frontend(frontend),
+            labels=speech.read_labels(labels) if labels else None,
+            threads=threads,
+            batch_size=batch_size,
+            progress=tick,
+        )
+    console.show_evaluation(found, as_json)
+
+
+@cli.command()
+@model_argument
+@click.option("--seconds", default=10.0, show_default=True, help="Of audio.")
+@json_option
+def cost(model: Path, seconds: float, as_json: bool) -> None:
+    """Parameters, bytes, multiplications (MACs) and bit operations (BOPs)."""
+    from onnx_intq import console, graph
+    from onnx_intq.cost import cost
+
+    console.show_cost(cost(graph.load(model), seconds=seconds), seconds, as_json)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=FILE)
+@click.option("--seconds", default=10.0, show_default=True, help="Of audio in the input.")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@json_option
+def bench(
+    models: tuple[Path, ...], seconds: float, rounds: int, threads: int, as_json: bool
+) -> None:
+    """Latency of models on onnxruntime's CPU, run in turn, as ratios to the first."""
+    from onnx_intq import console, graph, runtime, shapes
+    from onnx_intq.verify import random_feeds
+
+    nets = [graph.load(model) for model in models]
+    feeds = [random_feeds(net, shapes.input_shapes(net, seconds=seconds)) for net in nets]
+    timings = runtime.latency(list(models), feeds, rounds=rounds, threads=threads)
+    console.show_timings(models, timings, seconds, as_json)
+
+
+def _recipe(text: str) -> list[Pass]:
+    from onnx_intq import registry
+    from onnx_intq.graph import read_text
+
+    return registry.parse(read_text(Path(text[1:])) if text.startswith("@") else text)
+
+
+def _frontend(path: Path | None) -> Frontend | None:
+    from onnx_intq import speech
+
+    return speech.read_frontend(path) if path else None
+
+
+def _overrides(texts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, int]]]:
+    """`NODES=float` and `NODES=BITS` options as glob patterns to keep, and (pattern, bits)."""
+    keep: list[str] = []
+    bits: list[tuple[str, int]] = []
+    for text in texts:
+        pattern, _, value = text.rpartition("=")
+        if pattern and value == "float":
+            keep.append(pattern)
+        elif pattern and value in {"2", "3", "4", "5", "6", "7", "8"}:
+            bits.append((pattern, int(value)))
+        else:
+            raise IntqError(f"--override {text!r}; expected NODES=BITS, 2..8, or NODES=float")
+    return keep, bits
+
+
+if __name__ == "__main__":
+    main()

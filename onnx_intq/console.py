@@ -1,0 +1,248 @@
+"""What commands print: one JSON object with `--json`, otherwise a report for people, on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnx_intq.progress import bar
+from onnx_intq.transform import CheckFailed, Pass, Report
+
+if TYPE_CHECKING:
+    from onnx_intq.check import Problem
+    from onnx_intq.cost import Cost
+    from onnx_intq.evaluate import Evaluation
+    from onnx_intq.quantize import Summary
+    from onnx_intq.runtime import Timing
+    from onnx_intq.synthesize import Result
+    from onnx_intq.verify import Drift
+
+__all__ = ["bar"]
+
+Rows = Sequence[Sequence[object]]
+SHOWN = 10
+"""Lines of a long list that a report shows; `--json` has them all."""
+
+
+def table(title: str, header: Sequence[str], rows: Rows) -> None:
+    """Print a table; columns of numbers are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*header, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(shown.columns):
+        if all(isinstance(row[index], int | float) for row in rows):
+            column.justify = "right"
+    for row in rows:
+        shown.add_row(*(_text(value) for value in row))
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(shown)
+
+
+def show_synthesis(results: Sequence[Result], output: Path, as_json: bool) -> None:
+    """Report the fit of synthetic data, per BatchNorm."""
+    found = {
+        "output": str(output),
+        "batches": len(results),
+        "loss": [r.losses for r in results],
+        "divergence": {
+            name: {"before": before, "after": results[0].after[name]}
+            for name, before in results[0].before.items()
+        },
+    }
+    if as_json:
+        _print_json(found)
+        return
+    first = results[0]
+    worst = sorted(first.after, key=lambda name: -first.after[name])
+    if worst:
+        rows = [(name, first.before[name], first.after[name]) for name in worst[:SHOWN]]
+        table(
+            f"KL divergence per BatchNorm, first batch: the {len(rows)} largest of {len(worst)}",
+            ("BatchNorm", "before", "after"),
+            rows,
+        )
+        sums = (sum(first.before.values()), sum(first.after.values()))
+        click.echo(f"sum {sums[0]:.1f} before, {sums[1]:.1f} after {len(first.losses)} steps")
+    click.echo(f"wrote {len(results)} batches to {output}")
+
+
+def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
+    """Report what `quantize` did."""
+    if as_json:
+        _print_json({"output": str(output)} | summary.to_dict())
+        return
+    ops = ", ".join(f"{count} {op}" for op, count in summary.quantized.items())
+    before, after = summary.bytes_before, summary.bytes_after
+    click.echo(f"quantized  {sum(summary.quantized.values())} nodes: {ops}")
+    _show_skipped(summary.left)
+    sizes = f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB"
+    click.echo(f"size       {sizes} ({before / after:.2f} times smaller)")
+    drift = summary.drift
+    click.echo(f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}, on random input")
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items())
+    click.echo(f"seconds    {sum(summary.seconds.values()):.1f}: {stages}")
+    click.echo(f"recipe     {summary.recipe}")
+    click.echo(f"wrote      {output}")
+
+
+def show_reports(reports: Sequence[Report], drifts: Mapping[str, Drift], as_json: bool) -> None:
+    """Report what each pass did."""
+    if as_json:
+        _print_json({"passes": [_report(r, drifts) for r in reports]})
+        return
+    rows = [
+        (r.spec.name, r.changes, len(r.skipped), round(r.seconds, 2), _drift(r, drifts))
+        for r in reports
+    ]
+    table("", ("pass", "changes", "left alone", "seconds", "drift"), rows)
+    _show_skipped([entry for report in reports for entry in report.skipped])
+
+
+def show_passes(found: Sequence[type[Pass]], in_full: bool, as_json: bool) -> None:
+    """List passes, or show one in full."""
+    entries = [_describe(each) for each in found]
+    if as_json:
+        _print_json({"passes": entries})
+    elif in_full:
+        (entry,) = entries
+        click.echo(f"{entry['name']}: {entry['doc']}\n")
+        click.echo(f"needs    {', '.join(entry['needs']) or 'nothing'}")
+        click.echo(f"gives    {', '.join(entry['gives']) or 'nothing'}")
+        click.echo(f"exact    {'yes' if entry['exact'] else 'no'}")
+        click.echo(f"options  {entry['options'] or 'none'}")
+    else:
+        rows = [(e["name"], str(e["doc"]).splitlines()[0]) for e in entries]
+        table("", ("pass", "what it does"), rows)
+
+
+def show_problems(problems: Sequence[Problem], target: str, as_json: bool) -> None:
+    """Report what a check found.
+
+    Raises:
+        CheckFailed: It found something.
+    """
+    if as_json:
+        _print_json({"target": target, "problems": [asdict(p) for p in problems]})
+    elif problems:
+        rules = Counter(p.rule for p in problems)
+        rows = [(p.rule, p.node, p.message) for p in problems[:SHOWN]]
+        table(f"{len(problems)} problems for {target}", ("rule", "node", "what to do"), rows)
+        click.echo(", ".join(f"{rule}: {count}" for rule, count in rules.items()))
+    else:
+        click.echo(f"ready for {target}: no problem found")
+    if problems:
+        raise CheckFailed(f"{len(problems)} problems for target {target}")
+
+
+def show_evaluation(found: Evaluation, as_json: bool) -> None:
+    """Report word error rates, by split."""
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    scores = {**found.splits, "all": found.total}
+    rows = [
+        (name, s.utterances, s.words, s.errors, s.wer, "-" if s.differs is None else s.differs)
+        for name, s in scores.items()
+    ]
+    table("", ("split", "utterances", "words", "errors", "WER %", "differs %"), rows)
+
+
+def show_cost(found: Cost, seconds: float, as_json: bool) -> None:
+    """Report what a model costs."""
+    if as_json:
+        by_op = {op: asdict(total) for op, total in found.by_op.items()}
+        _print_json(
+            {
+                "seconds": seconds,
+                "parameters": found.parameters,
+                "weight_bytes": found.weight_bytes,
+                "macs": found.macs,
+                "bops": found.bops,
+                "by_op": by_op,
+                "uncounted": found.uncounted,
+            }
+        )
+        return
+    click.echo(f"parameters  {found.parameters / 1e6:.2f} M in {found.weight_bytes / 1e6:.2f} MB")
+    click.echo(f"MACs        {found.macs / 1e9:.3f} G for {seconds:g} s of audio")
+    click.echo(f"BOPs        {found.bops / 1e12:.3f} T")
+    rows = [(op, t.nodes, t.macs / 1e9, t.bops / 1e12) for op, t in found.by_op.items()]
+    table("", ("operator", "nodes", "GMACs", "TBOPs"), rows)
+    if found.uncounted:
+        click.echo(f"not counted: {', '.join(found.uncounted[:SHOWN])}")
+
+
+def show_timings(
+    models: Sequence[Path], timings: Sequence[Timing], seconds: float, as_json: bool
+) -> None:
+    """Report latencies, side by side."""
+    if as_json:
+        entries = [{"model": str(m)} | asdict(t) for m, t in zip(models, timings, strict=True)]
+        _print_json({"seconds": seconds, "models": entries})
+        return
+    rows = [
+        (str(m), t.median * 1e3, t.low * 1e3, t.high * 1e3, 1 / t.ratio)
+        for m, t in zip(models, timings, strict=True)
+    ]
+    table(
+        f"onnxruntime on the CPU, {seconds:g} s of audio, {timings[0].rounds} rounds in turn",
+        ("model", "median ms", "10 %", "90 %", "times the first"),
+        rows,
+    )
+
+
+def _show_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    for why, count in Counter(why for _, why in skipped).items():
+        names = [name for name, reason in skipped if reason == why]
+        click.echo(
+            f"left       {count}: {why} ({', '.join(names[:3])}{', ...' if count > 3 else ''})"
+        )
+
+
+def _report(report: Report, drifts: Mapping[str, Drift]) -> dict[str, object]:
+    drift = drifts.get(report.spec.name)
+    return {
+        "pass": str(report.spec),
+        "changes": report.changes,
+        "skipped": report.skipped,
+        "seconds": report.seconds,
+        "drift": asdict(drift) if drift else None,
+    }
+
+
+def _drift(report: Report, drifts: Mapping[str, Drift]) -> str:
+    if report.spec.exact:
+        return "exact"
+    drift = drifts.get(report.spec.name)
+    return f"SQNR {drift.sqnr:.1f} dB" if drift else "-"
+
+
+def _describe(found: type[Pass]) -> dict[str, Any]:
+    module = sys.modules[found.__module__]
+    return {
+        "name": found.__module__.rpartition(".")[2],
+        "doc": (module.__doc__ or "").strip(),
+        "needs": sorted(found.needs),
+        "gives": sorted(found.gives),
+        "exact": found.exact,
+        "options": ", ".join(
+            f"{f.name}={f.default!r}" if f.default is not MISSING else f.name for f in fields(found)
+        ),
+    }
+
+
+def _text(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+
+
+def _print_json(found: Mapping[str, object]) -> None:
+    click.echo(json.dumps(found, indent=1, default=str, allow_nan=False))

@@ -1,0 +1,344 @@
+"""The whole flow in one call: synthesize where no data is given, calibrate, run the passes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+import onnx_intq
+from onnx_intq import ranges as ranges_file
+from onnx_intq.calibrate import calibrate
+from onnx_intq.feeds import Batch, digest, fingerprint, read
+from onnx_intq.frontend import Frontend
+from onnx_intq.graph import (
+    check_output,
+    constant,
+    file_bytes,
+    load,
+    metadata,
+    producer,
+    require_float32,
+    save,
+    sha256,
+    subgraphs,
+)
+from onnx_intq.progress import Tick
+from onnx_intq.ranges import Ranges
+from onnx_intq.recipes import PREPARE
+from onnx_intq.registry import parse, render
+from onnx_intq.samples import specs
+from onnx_intq.speech import FRONTEND_KEY
+from onnx_intq.transform import CheckFailed, Context, Hook, IntqError, Pass, Report, run
+from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
+
+Bar = Callable[[str], AbstractContextManager[Tick]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the ranges come from: the first of ranges, data and synthesis that is given.
+
+    Attributes:
+        ranges: A file `calibrate` wrote.
+        data: Real feeds: .npz, folder or manifest.
+        method: Of `synthesize`, where neither is given.
+        seed: Of the synthetic data.
+        frontend: For a manifest, where the model does not record one.
+        device: For synthesis.
+    """
+
+    ranges: Path | None = None
+    data: Path | None = None
+    method: str = "kl"
+    seed: int = 0
+    frontend: Frontend | None = None
+    device: str = "cpu"
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether data has to be made."""
+        return self.ranges is None and self.data is None
+
+    def ranges_of(
+        self,
+        graph: gs.Graph,
+        original: gs.Graph,
+        record: dict[str, str],
+        observer: str,
+        bar: Bar,
+        lap: Callable[[str], None],
+    ) -> Ranges:
+        """Ranges for `graph`; data is made for `original`, which still has its BatchNorms."""
+        if self.ranges is not None:
+            found = ranges_file.read(self.ranges)
+        else:
+            batches = self._batches(original, record, bar)
+            lap("synthesize")
+            with bar("calibrate") as tick:
+                found = calibrate(graph, batches, observer=observer, progress=tick)
+        record["onnx_intq.ranges_sha256"] = found.sha256
+        lap("calibrate")
+        return found
+
+    def real(self, graph: gs.Graph) -> Iterable[Batch]:
+        """The feeds found at `data`."""
+        frontend = self.frontend or recorded_frontend(graph)
+        return read(str(self.data), frontend=frontend, inputs=specs(graph))
+
+    def _batches(self, graph: gs.Graph, record: dict[str, str], bar: Bar) -> Iterable[Batch]:
+        if self.data is not None:
+            record["onnx_intq.data_sha256"] = fingerprint(self.data)
+            return self.real(graph)
+        from onnx_intq.synthesize import RECIPES, synthesize
+
+        recipe = replace(RECIPES[self.method], seed=self.seed)
+        with bar("synthesize") as tick:
+            made = synthesize(graph, recipe, device=self.device, progress=tick)
+            batches = [result.batch for result in made]
+        record["onnx_intq.synthesis"] = str(recipe)
+        record["onnx_intq.data_sha256"] = digest(batches)
+        return batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was done, for people and for JSON.
+
+    Attributes:
+        quantized: Operator type -> nodes that run on integers.
+        left: (node, reason) for quantizable nodes that stay float.
+        remaining: (node, reason) for BatchNorms that could not be folded.
+        bytes_before, bytes_after: File sizes.
+        drift: Of the outputs on small random feeds.
+        seconds: Stage -> wall time.
+        recipe: The passes, as text that reads back.
+        reports: One per pass.
+    """
+
+    quantized: dict[str, int]
+    left: tuple[tuple[str, str], ...]
+    remaining: tuple[tuple[str, str], ...]
+    bytes_before: int
+    bytes_after: int
+    drift: Drift
+    seconds: dict[str, float]
+    recipe: str
+    reports: tuple[Report, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "quantized": self.quantized,
+            "left": self.left,
+            "remaining": self.remaining,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "drift": {"largest": self.drift.largest, "sqnr": self.drift.sqnr},
+            "seconds": self.seconds,
+            "recipe": self.recipe,
+            "passes": [{"pass": str(r.spec), "changes": r.changes} for r in self.reports],
+        }
+
+
+def quantize(
+    model: Path,
+    output: Path,
+    passes: Sequence[Pass],
+    source: Source,
+    *,
+    observer: str = "mse",
+    allow_bn: bool = False,
+    verify: bool = False,
+    bar: Bar,
+) -> Summary:
+    """Quantize the file `model` into the file `output`.
+
+    Args:
+        model: A float ONNX file.
+        output: Where to write; another file.
+        passes: The recipe; calibration takes place before the first pass that needs it.
+        source: Where the ranges come from.
+        observer: Which of the calibrated ranges to use.
+        allow_bn: Let BatchNorms stay that cannot be folded.
+        verify: Run the model after every pass, too, and compare.
+        bar: Makes a progress bar.
+
+    Raises:
+        CheckFailed: BatchNorms stay that nobody allowed; no file is written.
+        IntqError: Bad input, or a pass failed; no file is written.
+    """
+    check_output(output, model, source.ranges, source.data)
+    clock = _Clock()
+    graph = load(model)
+    require_float(graph)
+    same = SameFunction(small_feeds(graph))
+    same.start(graph)
+    hooks: list[Hook] = [well_formed, same] if verify else [well_formed]
+    original = graph.copy() if source.is_synthetic else graph
+    ctx = Context(facts=known_facts(graph))
+    clock.lap("load")
+    split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
+    reports = run(graph, passes[:split], ctx, hooks)
+    if ctx.remaining and not allow_bn:
+        raise CheckFailed(describe_remaining(ctx.remaining))
+    clock.lap("prepare")
+    if split < len(passes):
+        found = source.ranges_of(graph, original, metadata(graph), observer, bar, clock.lap)
+        ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
+        ctx.facts.add("calibrated")
+    reports += run(graph, passes[split:], ctx, hooks)
+    metadata(graph).update(_provenance(model, passes))
+    metadata(graph).update({"onnx_intq.observer": observer, "onnx_intq.seed": str(source.seed)})
+    clock.lap("passes")
+    moved = same.drift_of(graph)
+    save(graph, output)
+    clock.lap("save")
+    return Summary(
+        quantized=quantized_nodes(graph),
+        left=tuple(ctx.skipped),
+        remaining=tuple(ctx.remaining),
+        bytes_before=file_bytes(model),
+        bytes_after=file_bytes(output),
+        drift=moved,
+        seconds=clock.seconds,
+        recipe=render(passes),
+        reports=tuple(reports),
+    )
+
+
+def run_recipe(
+    model: Path,
+    output: Path | None,
+    passes: Sequence[Pass],
+    ranges: Path | None,
+    *,
+    observer: str = "mse",
+    allow_bn: bool = False,
+    verify: bool = False,
+) -> tuple[list[Report], dict[str, Drift]]:
+    """Run any passes over the file `model`, into `output` unless that is None.
+
+    Returns:
+        What each pass did, and (with `verify`) the drift after each inexact one.
+
+    Raises:
+        CheckFailed: BatchNorms stay that nobody allowed; no file is written.
+        IntqError: Bad input, or a pass failed; no file is written.
+    """
+    if output is not None:
+        check_output(output, model, ranges)
+    graph = load(model)
+    ctx = Context(facts=known_facts(graph))
+    if ranges is not None:
+        found = ranges_file.read(ranges)
+        ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
+        ctx.facts.add("calibrated")
+        metadata(graph)["onnx_intq.ranges_sha256"] = found.sha256
+    hooks: list[Hook] = [well_formed]
+    drifts: dict[str, Drift] = {}
+    if verify:
+        same = SameFunction(small_feeds(graph), drifts)
+        same.start(graph)
+        hooks.append(same)
+    reports = run(graph, passes, ctx, hooks)
+    if ctx.remaining and not allow_bn:
+        raise CheckFailed(describe_remaining(ctx.remaining))
+    if output is not None:
+        metadata(graph).update(_provenance(model, passes))
+        save(graph, output)
+    return reports, drifts
+
+
+def prepared(model: Path) -> gs.Graph:
+    """The float model as it is calibrated: constants and BatchNorms folded, identities gone.
+
+    Raises:
+        IntqError: Bad input.
+    """
+    graph = load(model)
+    require_float(graph)
+    run(graph, parse(PREPARE), Context())
+    return graph
+
+
+def recorded_frontend(graph: gs.Graph) -> Frontend | None:
+    """The front end the model's metadata records, None if it records none."""
+    text = metadata(graph).get(FRONTEND_KEY)
+    return Frontend.from_json(text) if text else None
+
+
+def known_facts(graph: gs.Graph) -> set[str]:
+    """The facts that hold for a model as it is read: see `transform.FACTS`."""
+    ops = {node.op for sub in subgraphs(graph) for node in sub.nodes}
+    facts = set() if "BatchNormalization" in ops else {"bn-folded"}
+    return facts | ({"quantized"} if "DequantizeLinear" in ops else set())
+
+
+def quantized_nodes(graph: gs.Graph) -> dict[str, int]:
+    """Operator type -> how many nodes read a dequantized activation."""
+    names = (
+        node.op
+        for node in graph.nodes
+        if any(_is_activation(producer(t)) for t in node.inputs) and node.op != "QuantizeLinear"
+    )
+    return dict(sorted(Counter(names).items()))
+
+
+def require_float(graph: gs.Graph) -> None:
+    """Refuse models that are quantized already, or not in float32.
+
+    Raises:
+        IntqError: Naming the node or tensor.
+    """
+    require_float32(graph)
+    for node in graph.nodes:
+        if node.op in {"QuantizeLinear", "DequantizeLinear"} or node.op.startswith("QLinear"):
+            raise IntqError(
+                f"{node.op} {node.name!r}: the model is quantized already; "
+                "expected a float model; start from the file it was made of"
+            )
+
+
+def _is_activation(node: gs.Node | None) -> bool:
+    return node is not None and node.op == "DequantizeLinear" and constant(node, 0) is None
+
+
+def describe_remaining(remaining: Sequence[tuple[str, str]]) -> str:
+    """One line that names the first BatchNorm that stays, and how many more do."""
+    name, why = remaining[0]
+    more = f" (and {len(remaining) - 1} more)" if len(remaining) > 1 else ""
+    return (
+        f"BatchNormalization {name!r} cannot be folded{more}: {why}; "
+        "expected none to stay; let them stay with --allow-bn"
+    )
+
+
+def _is_symmetric(passes: Sequence[Pass]) -> bool:
+    return any(getattr(p, "target", None) == "tensorrt" for p in passes)
+
+
+def _provenance(model: Path, passes: Sequence[Pass]) -> dict[str, str]:
+    return {
+        "onnx_intq.version": onnx_intq.__version__,
+        "onnx_intq.source_sha256": sha256(model),
+        "onnx_intq.recipe": render(passes),
+    }
+
+
+class _Clock:
+    """Wall time per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now

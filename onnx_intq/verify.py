@@ -1,0 +1,148 @@
+"""Hooks that run after every pass: the graph is well formed, and computes what it did before.
+
+A pass cannot weaken its own check: hooks are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_intq.feeds import Batch
+from onnx_intq.graph import first_line, model_from_graph, weight_bytes
+from onnx_intq.runtime import Session
+from onnx_intq.samples import specs
+from onnx_intq.transform import Pass, PassError
+
+EPSILON = float(np.finfo(np.float32).eps)
+GROWTH = 16.0
+"""Roundings a node may add to the result, in units of epsilon: accumulations in another order."""
+FULL_CHECK_LIMIT = 1 << 30
+"""Bytes of weights above which the type check, which serialises the model, is left out."""
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far an inexact pass moved the outputs: largest difference, and SQNR in decibels."""
+
+    largest: float
+    sqnr: float
+
+
+def well_formed(spec: Pass, model: gs.Graph) -> None:
+    """Check names, operators, attributes and types of the whole graph.
+
+    Raises:
+        PassError: The graph is not valid ONNX; the message is the checker's.
+    """
+    try:
+        proto = model_from_graph(model)
+        onnx.checker.check_model(proto, full_check=weight_bytes(model) < FULL_CHECK_LIMIT)
+    except Exception as error:
+        raise PassError(
+            f"left an invalid graph: {first_line(error)}; this is a bug of {spec.name}"
+        ) from error
+
+
+@dataclass
+class SameFunction:
+    """Runs the model in onnxruntime on small feeds after every pass.
+
+    An exact pass must keep the outputs to float32 rounding, `GROWTH` * epsilon * nodes of the
+    largest output; for an inexact one the drift is recorded.
+
+    Attributes:
+        feeds: What to run on.
+        drifts: Pass name -> drift from the outputs before the first pass.
+    """
+
+    feeds: Batch
+    drifts: dict[str, Drift] = field(default_factory=dict[str, Drift])
+    _first: Outputs = field(default_factory=dict)
+    _last: Outputs = field(default_factory=dict)
+
+    def start(self, model: gs.Graph) -> None:
+        """Record what the untouched model computes."""
+        self._first = self._last = self._run(model)
+
+    def __call__(self, spec: Pass, model: gs.Graph) -> None:
+        """Compare with the outputs before the pass.
+
+        Raises:
+            PassError: An exact pass moved an output, or the model no longer runs.
+        """
+        now = self._run(model)
+        if spec.exact:
+            self._compare(spec, now, len(model.nodes))
+        else:
+            self.drifts[spec.name] = drift(self._first, now)
+        self._last = now
+
+    def drift_of(self, model: gs.Graph) -> Drift:
+        """How far `model` is from the untouched one."""
+        return drift(self._first, self._run(model))
+
+    def _run(self, model: gs.Graph) -> Outputs:
+        return Session(model_from_graph(model)).run(self.feeds)
+
+    def _compare(self, spec: Pass, now: Outputs, nodes: int) -> None:
+        for name, before in self._last.items():
+            reach = float(np.abs(before).max(initial=0.0))
+            allowed = GROWTH * EPSILON * max(nodes, 1) * max(reach, 1.0)
+            moved = float(np.abs(now[name].astype(np.float64) - before).max(initial=0.0))
+            if not moved <= allowed:
+                raise PassError(
+                    f"moved output {name!r} by {moved:.3g} > {allowed:.3g} although it is exact; "
+                    f"this is a bug of {spec.name}"
+                )
+
+
+def drift(before: Outputs, now: Outputs) -> Drift:
+    """Largest difference and SQNR of `now` against `before`, over all floating-point outputs."""
+    signal = noise = largest = 0.0
+    for name, values in before.items():
+        error = now[name].astype(np.float64) - values
+        largest = max(largest, float(np.abs(error).max(initial=0.0)))
+        noise += float(np.square(error).sum())
+        signal += float(np.square(values.astype(np.float64)).sum())
+    return Drift(largest, 10 * float(np.log10(signal / noise)) if noise and signal else np.inf)
+
+
+def small_feeds(model: gs.Graph, *, frames: int = 64) -> Batch:
+    """Feeds for a quick run: one sample; dynamic axes other than the first have `frames`."""
+    shapes = {
+        spec.name: tuple(
+            size if isinstance(size, int) else (frames if axis else 1)
+            for axis, size in enumerate(spec.shape)
+        )
+        for spec in specs(model)
+    }
+    return random_feeds(model, shapes)
+
+
+def random_feeds(model: gs.Graph, shapes: Mapping[str, Sequence[int]], *, seed: int = 0) -> Batch:
+    """Feeds of given shapes: standard normal features, full lengths, zeros for other integers.
+
+    Args:
+        model: Whose inputs to feed.
+        shapes: One per input.
+        seed: Of the random numbers.
+    """
+    rng = np.random.default_rng(seed)
+    frames = max((shape[-1] for shape in shapes.values() if len(shape) > 1), default=1)
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for spec in specs(model):
+        shape = tuple(shapes[spec.name])
+        if spec.dtype.kind == "f":
+            feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        else:
+            feeds[spec.name] = np.full(shape, frames if spec.is_lengths else 0, spec.dtype)
+    return feeds
