@@ -104,6 +104,7 @@ def export(
     traced = _trace(module, frontend.features, min(opset, NEWEST_TRACED), lengths)
     model = graph.graph_from_model(traced)
     _own_copies(model)
+    _name_results(model)
     graph.convert_opset(model, opset)
     graph.metadata(model).update(
         {
@@ -183,3 +184,17 @@ def _own_copies(model: gs.Graph) -> None:
         node.outputs.clear()
         output.to_constant(shared.values.copy())
     graph.remove(model, merged)
+
+
+def _name_results(model: gs.Graph) -> None:
+    """Name tensors after the modules that compute them: short, and alike in every export."""
+    taken = set(model.tensors())
+    outputs = {id(tensor) for tensor in model.outputs}
+    for node in model.nodes:
+        path = node.name.strip("/").replace("/", ".")
+        module = path.rpartition(".")[0]
+        for tensor in node.outputs:
+            name = module if module and module not in taken else path
+            if id(tensor) not in outputs and name not in taken:
+                tensor.name = name
+                taken.add(name)

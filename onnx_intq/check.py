@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_intq import ort_rules, qdq_rules, tensorrt_placement_rules, tensorrt_type_rules
+from onnx_intq import (
+    ort_fusion_rules,
+    ort_rules,
+    qdq_rules,
+    tensorrt_placement_rules,
+    tensorrt_type_rules,
+)
 from onnx_intq.qdq_rules import Rule
 from onnx_intq.transform import IntqError
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
-    "ort": (*ort_rules.RULES, *qdq_rules.RULES),
+    "ort": (*ort_rules.RULES, *qdq_rules.RULES, *ort_fusion_rules.RULES),
     "tensorrt": (
         *tensorrt_type_rules.RULES,
         *qdq_rules.RULES,

@@ -81,6 +81,7 @@ def model_from_graph(graph: gs.Graph) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(MAX_IR, max(needed, graph.ir_version or 0, 8))
     onnx.helper.set_model_props(model, dict(sorted(metadata(graph).items())))
+    _drop_inferred_shapes(model.graph)
     return model
 
 
@@ -284,6 +285,14 @@ def file_bytes(path: str | Path) -> int:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for one-line messages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _drop_inferred_shapes(graph: onnx.GraphProto) -> None:
+    """Keep only the shapes that cannot be inferred again: those of other domains' operators."""
+    foreign = {name for node in graph.node if node.domain for name in node.output}
+    kept = [value for value in graph.value_info if value.name in foreign]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _parts(path: Path) -> list[Path]:

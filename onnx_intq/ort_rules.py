@@ -1,31 +1,14 @@
-"""What onnxruntime refuses, computes wrongly, or does not run on integers, as the graph shows it.
-
-Measured on onnxruntime 1.31, CPU: what it loads, and what its QDQ fusions make of a graph.
-"""
+"""What onnxruntime cannot load: versions and types. Measured on onnxruntime 1.31, CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import MAX_IR, constant, sole_consumer, subgraphs
-from onnx_intq.placement import FUSED, WEIGHTED
-from onnx_intq.qdq import (
-    DEQUANTIZE,
-    QDQ,
-    QUANTIZE,
-    dequantizer,
-    has_input,
-    integer_type,
-    nodes,
-    quantizer,
-    repeats,
-    scale,
-    zero_point,
-)
-from onnx_intq.qdq_rules import Finding, Rule, finding, half_quantized, one_sided
+from onnx_intq.graph import MAX_IR
+from onnx_intq.qdq import QDQ, integer_type, nodes, repeats
+from onnx_intq.qdq_rules import Finding, Rule, finding
 
 MAX_OPSET = 26
 """Newest opset of the default domain that onnxruntime 1.31 reads."""
@@ -36,15 +19,6 @@ TYPE_OPSETS: Mapping[str, int] = {
     **dict.fromkeys(("int2", "uint2"), 25),
 }
 """The types of Q and DQ nodes that onnxruntime takes, and the opset each needs."""
-KERNELS = {"int8", "uint8"}
-"""Types that its integer kernels take."""
-REQUANTIZE = "quantize with --target ort: behind a Relu, the zero point is the lowest integer"
-SIGNED = (
-    "uint8 activations: on x86, onnxruntime takes an int8 pair only if one node reads it",
-    "quantize with --target ort",
-)
-BIAS_TOLERANCE = 0.01
-"""Relative difference of a bias's step from input scale x weight scale that still fuses."""
 
 
 def ir_version(graph: gs.Graph) -> Iterator[Finding]:
@@ -73,122 +47,8 @@ def type_opset(graph: gs.Graph) -> Iterator[Finding]:
             yield finding(node, found, expected, "export the float model with that")
 
 
-def quantized_on_one_side(graph: gs.Graph) -> Iterator[Finding]:
-    """Both inputs are quantized, or none; of a MatMul, the weight alone may be."""
-    for node, tensor in half_quantized(graph):
-        if node.op != "MatMul" or isinstance(tensor, gs.Constant):
-            yield one_sided(node, tensor)
-
-
-def unfused(graph: gs.Graph) -> Iterator[Finding]:
-    """Operators with quantized inputs become QLinearConv, QGemm, QLinearMatMul."""
-    for sub in subgraphs(graph):
-        for node in sub.nodes:
-            if node.op not in WEIGHTED or any(dequantizer(t) is None for t in node.inputs[:2]):
-                continue
-            if why := _obstacle(sub, node):
-                yield finding(node, f"{node.op} of quantized inputs runs in float", *why)
-
-
-def bias_scale(graph: gs.Graph) -> Iterator[Finding]:
-    """A quantized bias is int32 with zero point 0, in steps of input scale x weight scale.
-
-    Else the operator runs in float, or, where all scales are small, with a wrong bias.
-    """
-    for node in nodes(graph, "Conv", "Gemm"):
-        makers = [dequantizer(t) for t in node.inputs[:3]]
-        if len(makers) < 3 or any(maker is None for maker in makers):
-            continue
-        if found := _wrong_bias(node, *makers):
-            expected = "int32, zero point 0, steps of input scale x weight scale"
-            yield finding(node, f"a bias with {found}", expected, "quantize the float model again")
-
-
-def _wrong_bias(node: gs.Node, x: gs.Node, w: gs.Node, bias: gs.Node) -> str:
-    offset = zero_point(bias)
-    if integer_type(bias) != "int32":
-        return f"type {integer_type(bias)}"
-    if offset is not None and offset.any():
-        return "another zero point"
-    scales = [scale(maker) for maker in (x, w, bias)]
-    if any(found is None or found.ndim > 1 for found in scales):
-        return ""
-    x_scale, w_scale, step = (np.asarray(found, np.float64) for found in scales)
-    expected = x_scale * w_scale * node.attrs.get("alpha", 1.0)
-    return "" if np.allclose(step, expected, BIAS_TOLERANCE, 0) else "other steps"
-
-
-def _obstacle(graph: gs.Graph, node: gs.Node) -> tuple[str, str] | None:
-    """What onnxruntime lacks to run a node with quantized inputs on integers, and what to do."""
-    if node.op == "ConvTranspose":
-        return "float inputs: there is no integer ConvTranspose", "keep it float"
-    makers = [dequantizer(t) for t in node.inputs]
-    types = {integer_type(maker) for maker in makers[:2]}
-    if not types <= KERNELS:
-        return f"8 bits: there is no integer kernel for {max(types - KERNELS)}", "use 8 bits"
-    float_bias = len(makers) > 2 and has_input(node, 2) and makers[2] is None
-    gives_float = node.op == "MatMul" or (node.op == "Gemm" and not float_bias)
-    activation, quantize = _behind(graph, node)
-    if activation is not None and quantize is not None and _cuts(activation, quantize):
-        if not gives_float:
-            return f"the {activation.op} behind it to leave all integers possible", REQUANTIZE
-        quantize = None
-    if quantize is None and (node.op == "Gemm" or not gives_float):
-        missing = "a QuantizeLinear, and nothing else, behind it"
-        return None if gives_float else (missing, "quantize its output, too")
-    if _stays_signed(graph, makers[0]) or (quantize and _stays_signed(graph, quantize)):
-        return SIGNED
-    return None
-
-
-def _behind(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, gs.Node | None]:
-    """The activation and the Q node that read the node's result, if nothing else does."""
-    reader = sole_consumer(graph, node.outputs[0])
-    activation = reader if reader is not None and reader.op in FUSED else None
-    if activation is not None:
-        reader = sole_consumer(graph, activation.outputs[0])
-    return activation, reader if reader is not None and reader.op == QUANTIZE else None
-
-
-def _stays_signed(graph: gs.Graph, node: gs.Node) -> bool:
-    """Whether the Q/DQ pair of `node` is int8 and onnxruntime cannot make it uint8."""
-    if integer_type(node) != "int8":
-        return False
-    quantize = node if node.op == QUANTIZE else quantizer(node)
-    dequantize = sole_consumer(graph, quantize.outputs[0]) if quantize is not None else None
-    if dequantize is None or dequantize.op != DEQUANTIZE:
-        return True
-    result = dequantize.outputs[0]
-    return len(result.outputs) + sum(result is t for t in graph.outputs) > 1
-
-
-def _cuts(activation: gs.Node, quantize: gs.Node) -> bool:
-    """Whether an activation cuts off values that the Q node behind it could hold."""
-    step, dtype = scale(quantize), integer_type(quantize)
-    if step is None or dtype not in KERNELS:
-        return False
-    offset = zero_point(quantize)
-    zero = 0.0 if offset is None else float(offset)
-    low, high = (np.rint(np.float64(b) / step) + zero for b in _bounds(activation))
-    grid = np.iinfo(dtype)
-    return bool(low > grid.min or high < grid.max)
-
-
-def _bounds(activation: gs.Node) -> tuple[float, float]:
-    if activation.op == "Relu":
-        return 0.0, np.inf
-    low, high = (
-        activation.attrs.get(name, constant(activation, index))
-        for index, name in ((1, "min"), (2, "max"))
-    )
-    return -np.inf if low is None else float(low), np.inf if high is None else float(high)
-
-
 RULES: tuple[Rule, ...] = (
     ("ir-version", ir_version),
     ("opset", opset),
     ("type-opset", type_opset),
-    ("one-sided", quantized_on_one_side),
-    ("unfused", unfused),
-    ("bias", bias_scale),
 )

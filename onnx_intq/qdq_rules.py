@@ -120,14 +120,17 @@ def _rank(dequantize: gs.Node) -> int:
 
 
 def _channel_axis(node: gs.Node, index: int, rank: int) -> int | None:
-    """The output-channel axis of the weight that `node` reads as input `index`."""
+    """The output-channel axis of the weight that `node` reads as input `index`; None: it has none.
+
+    A batch of matrices has none: onnxruntime 1.31 fuses it and then fails to run it.
+    """
     if node.op == "Conv":
         return 0
     if node.op == "ConvTranspose":
         return 1
-    if index == 0:
+    if index == 0 or rank != 2:
         return None
-    return 0 if node.attrs.get("transB", 0) else rank - 1
+    return 0 if node.attrs.get("transB", 0) else 1
 
 
 RULES: tuple[Rule, ...] = (

@@ -28,6 +28,7 @@ from onnx_intq.graph import (
     sha256,
     subgraphs,
 )
+from onnx_intq.placement import QUANTIZABLE
 from onnx_intq.progress import Tick
 from onnx_intq.ranges import Ranges
 from onnx_intq.recipes import PREPARE
@@ -37,6 +38,7 @@ from onnx_intq.speech import FRONTEND_KEY
 from onnx_intq.transform import CheckFailed, Context, Hook, IntqError, Pass, Report, run
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
 
+COMPUTING = set().union(*QUANTIZABLE.values())
 Bar = Callable[[str], AbstractContextManager[Tick]]
 
 
@@ -281,11 +283,11 @@ def known_facts(graph: gs.Graph) -> set[str]:
 
 
 def quantized_nodes(graph: gs.Graph) -> dict[str, int]:
-    """Operator type -> how many nodes read a dequantized activation."""
+    """Operator type -> how many nodes compute on dequantized activations."""
     names = (
         node.op
         for node in graph.nodes
-        if any(_is_activation(producer(t)) for t in node.inputs) and node.op != "QuantizeLinear"
+        if node.op in COMPUTING and any(_is_activation(producer(t)) for t in node.inputs)
     )
     return dict(sorted(Counter(names).items()))
 

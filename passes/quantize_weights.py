@@ -126,7 +126,8 @@ def _bias_floor(node: gs.Node, index: int) -> npt.NDArray[np.float32] | np.float
     bias = constant(node, 2) if node.op != "MatMul" else None
     if bias is None or bias.ndim != 1 or index == 0:
         return np.float32(0)
-    step = np.float64(producer(node.inputs[0]).inputs[1].values) * LARGEST_BIAS
+    (dequantize,) = node.inputs[0].inputs
+    step = np.float64(dequantize.inputs[1].values) * LARGEST_BIAS
     floor: npt.NDArray[np.float32] = (np.abs(bias) / step).astype(np.float32)
     return floor if channel_axis(node, index) is not None else floor.max()
 

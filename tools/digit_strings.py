@@ -100,7 +100,7 @@ def read_voices(folder: Path, *, held_out: bool) -> list[Voice]:
         digit, speaker, index = _named(path)
         if (index < HELD_OUT) == held_out:
             voice = found.setdefault(speaker, [[] for _ in WORDS])
-            voice[digit].append(_even(read_audio(path, RATE)))
+            voice[digit].append(_even(path))
     for speaker, digits in found.items():
         if not all(digits):
             raise IntqError(f"{folder}: speaker {speaker} lacks a digit; complete the data set")
@@ -179,8 +179,8 @@ def write_strings(folder: Path, strings: Iterable[DigitString]) -> None:
 
 
 def _write_audio(samples: Floats, path: Path) -> None:
-    integers = np.round(samples * np.float32(2**15)).astype(np.int16)
-    speech_package("soundfile").write(path, integers, RATE, subtype="PCM_16")
+    steps = np.round(samples * np.float32(2**15)).clip(-(2**15), 2**15 - 1)
+    speech_package("soundfile").write(path, steps.astype(np.int16), RATE, subtype="PCM_16")
 
 
 def _named(path: Path) -> tuple[int, str, int]:
@@ -191,7 +191,10 @@ def _named(path: Path) -> tuple[int, str, int]:
     return int(digit), speaker, int(index)
 
 
-def _even(samples: Floats) -> Floats:
+def _even(path: Path) -> Floats:
+    samples = read_audio(path, RATE)
+    if not samples.any():
+        raise IntqError(f"{path}: is silent; expected a spoken digit; remove the file")
     ramp = np.minimum(1, (np.arange(len(samples), dtype=np.float32) + 0.5) / FADE)
     faded: Floats = samples * ramp * ramp[::-1]
     return faded * np.float32(LEVEL / _rms(faded))
@@ -225,4 +228,4 @@ def _gain(rng: np.random.Generator, decibels: Bounds) -> np.float32:
 
 
 def _rms(samples: Floats) -> np.float32:
-    return np.float32(np.sqrt(np.mean(np.square(samples, dtype=np.float64))) + np.finfo(float).tiny)
+    return np.float32(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
