@@ -5,8 +5,17 @@ READY = $(VENV)/.ready
 
 .PHONY: demo test quick lint clean
 
+DIGITS = models/pretrained/digits/manifest.json
+
 demo: $(READY)
-	$(BIN)/python tools/demo.py demo
+	mkdir -p demo
+	$(BIN)/onnx-intq export digits -o demo/digits.onnx
+	$(BIN)/onnx-intq synthesize demo/digits.onnx -o demo/feeds.npz --plot demo/spectrograms.png --real $(DIGITS)
+	$(BIN)/onnx-intq quantize demo/digits.onnx -o demo/digits.int8.onnx
+	$(BIN)/onnx-intq check demo/digits.int8.onnx --target ort
+	$(BIN)/onnx-intq evaluate demo/digits.int8.onnx --manifest $(DIGITS) --against demo/digits.onnx
+	$(BIN)/onnx-intq bench demo/digits.onnx demo/digits.int8.onnx
+	@echo "look at demo/spectrograms.png"
 
 test: $(READY) lint
 	$(BIN)/coverage run -m pytest $(PYTEST)

@@ -37,10 +37,9 @@ BIAS_TOLERANCE = 0.01
 
 
 def quantized_on_one_side(graph: gs.Graph) -> Iterator[Finding]:
-    """Both inputs are quantized, or none; of a MatMul, the weight alone may be."""
+    """Both inputs are quantized, or none; some float weights onnxruntime rounds by itself."""
     for node, tensor in half_quantized(graph):
-        if node.op != "MatMul" or isinstance(tensor, gs.Constant):
-            yield one_sided(node, tensor)
+        yield one_sided(node, tensor)
 
 
 def unfused(graph: gs.Graph) -> Iterator[Finding]:
@@ -89,19 +88,23 @@ def _obstacle(graph: gs.Graph, node: gs.Node) -> tuple[str, str] | None:
     types = {integer_type(maker) for maker in makers[:2]}
     if other := types - KERNELS - {""}:
         return f"8 bits: there is no integer kernel for {max(other)}", "use 8 bits"
-    float_bias = len(makers) > 2 and has_input(node, 2) and makers[2] is None
-    gives_float = node.op == "MatMul" or (node.op == "Gemm" and not float_bias)
     activation, quantize = _behind(graph, node)
     if activation is not None and quantize is not None and _cuts(activation, quantize):
-        if not gives_float:
-            return f"the {activation.op} behind it to leave all integers possible", REQUANTIZE
-        quantize = None
-    if quantize is None and (node.op == "Gemm" or not gives_float):
-        missing = "a QuantizeLinear, and nothing else, behind it"
-        return None if gives_float else (missing, "quantize its output, too")
+        return f"the {activation.op} behind it to leave all integers possible", REQUANTIZE
+    if quantize is None and not _gives_float(node):
+        return "a QuantizeLinear, and nothing else, behind it", "quantize its output, too"
+    if quantize is None and node.op == "Gemm":
+        return None
     if _stays_signed(graph, makers[0]) or (quantize and _stays_signed(graph, quantize)):
         return SIGNED
     return None
+
+
+def _gives_float(node: gs.Node) -> bool:
+    """Whether there is an integer kernel for the node that gives floats."""
+    if node.op == "Conv" or any(reader.op == QUANTIZE for reader in node.outputs[0].outputs):
+        return False
+    return not has_input(node, 2) or dequantizer(node.inputs[2]) is not None
 
 
 def _behind(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node | None, gs.Node | None]:

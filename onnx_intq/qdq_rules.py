@@ -102,7 +102,7 @@ def half_quantized(graph: gs.Graph) -> Iterator[tuple[gs.Node, gs.Tensor]]:
 def one_sided(node: gs.Node, tensor: gs.Tensor) -> Finding:
     """What to say of a node that `half_quantized` yields."""
     kind = "weight" if isinstance(tensor, gs.Constant) else "activation"
-    found = f"{node.op} runs in float: its {kind} {tensor.name!r} is float, its other input not"
+    found = f"{node.op} with one input quantized, its {kind} {tensor.name!r} float"
     return finding(node, found, "both quantized or none", "quantize both")
 
 

@@ -1,4 +1,4 @@
-"""The tools that make the shipped model: strings of digits, the network, its training, its files."""
+"""The tools that make the shipped model: strings of digits, the network, its training."""
 
 import importlib
 import json
@@ -134,22 +134,37 @@ def test_speed_divides_the_length(voices: Any, seed: int, factor: float) -> None
 
 @few
 @given(SEEDS, st.floats(0, 2), st.floats(-30, 0), st.integers(0, 4000))
-def test_noise_peak_and_length_are_as_asked(
-    seed: int, slope: float, peak: float, spare: int
-) -> None:
-    style = strings.Style(noise=(10, 10), slope=(slope, slope), peak=(peak, peak))
+def test_peak_and_length_are_as_asked(seed: int, slope: float, peak: float, spare: int) -> None:
+    style = strings.Style(slope=(slope, slope), peak=(peak, peak))
     speech = np.sin(np.arange(4000, dtype=np.float32))
     samples = strings.record(generator(seed), speech, style, len(speech) + spare)
     assert len(samples) == len(speech) + spare
     assert np.abs(samples).max() == pytest.approx(10 ** (peak / 20), rel=1e-5)
-    silent = strings.Style(noise=(200, 200), slope=(slope, slope), peak=(peak, peak))
-    clean = strings.record(generator(seed), speech, silent, len(speech) + spare)
-    # The same generator gives the same noise: what differs, but for the gain, is noise alone.
-    gain = np.dot(clean, samples) / np.dot(clean, clean)
-    ratio = np.sum((gain * clean) ** 2) / len(speech) / np.mean((samples - gain * clean) ** 2)
-    # Noise that correlates with speech by r moves the ratio by about 2 * r * 10 ** (10 / 20), in
-    # units of 10; r is some 1 / sqrt(len(speech)), and 6 times that has not been seen.
-    assert ratio == pytest.approx(10, rel=2 * 6 / np.sqrt(len(speech)) * np.sqrt(10))
+
+
+@few
+@given(SEEDS)
+def test_noise_is_as_strong_as_asked(seed: int) -> None:
+    style = strings.Style(noise=(10, 10), slope=(0, 0))
+    speech = np.sin(np.arange(4000, dtype=np.float32))
+    samples = strings.record(generator(seed), speech, style, len(speech))
+    heard = np.dot(samples, speech) / np.dot(speech, speech) * speech
+    ratio = np.mean(heard**2) / np.mean((samples - heard) ** 2)
+    # Speech and noise correlate by 1 / sqrt(4000) in standard deviation; noise has 1 / sqrt(10) of
+    # the amplitude, and the ratio goes with the square. Six deviations.
+    assert ratio == pytest.approx(10, rel=6 * 2 / np.sqrt(10 * 4000))
+
+
+@few
+@given(SEEDS, st.floats(0, 2))
+def test_noise_falls_with_frequency_as_asked(seed: int, slope: float) -> None:
+    style = strings.Style(noise=(-200, -200), slope=(slope, slope))
+    samples = strings.record(generator(seed), np.ones(1, np.float32), style, 8192)
+    power = np.abs(np.fft.rfft(samples.astype(np.float64)))[1:-1] ** 2
+    frequency = np.log(np.arange(1, len(power) + 1))
+    found = -np.polyfit(frequency, np.log(power), 1)[0]
+    # Log-power deviates by pi / sqrt(6), log-frequency by nearly 1; six deviations of the slope.
+    assert found == pytest.approx(slope, abs=6 * np.pi / np.sqrt(6 * len(power)))
 
 
 def test_without_a_length_the_edges_are_those_of_the_style() -> None:

@@ -1,0 +1,336 @@
+"""Prints the README's tables: ours and onnxruntime's quantizer, on the same data, in one run.
+
+    python tools/bench.py [accuracy|speed|calibration|cost]... [--assets FOLDER] [--work FOLDER]
+
+Needs the extras cpu and speech, and the assets (INTQ_ASSETS, default ../shared/assets): the real
+QuartzNet15x5, speech_dev and speech_train. Without table names all tables are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import numpy as np
+
+from onnx_intq import feeds, graph, registry, runtime, shapes
+from onnx_intq.console import bar, table
+from onnx_intq.cost import cost
+from onnx_intq.evaluate import Hypothesis, Score, evaluation
+from onnx_intq.feeds import Batch
+from onnx_intq.manifest import Utterance, read_manifest
+from onnx_intq.quantize import known_facts
+from onnx_intq.recipes import PREPARE
+from onnx_intq.recognizer import Recognizer
+from onnx_intq.samples import specs
+from onnx_intq.speech import features_of
+from onnx_intq.transform import Context, run
+from onnx_intq.verify import random_feeds
+
+CALIBRATION_UTTERANCES = 24
+SWEEP_BATCHES, PEER_BATCHES = 20, 4
+"""Batches of 8 x 64 x 500 frames; the peer keeps all activations in memory, so it gets fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Of a finished child process: seconds and bytes."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where things are.
+
+    Attributes:
+        assets: Real model and speech.
+        work: Made files are kept here, and made again only if missing.
+    """
+
+    assets: Path
+    work: Path
+
+    @property
+    def float_model(self) -> Path:
+        """The real QuartzNet15x5 as float ONNX."""
+        return self.made("float", lambda path: _cli("export", self._nemo, "-o", path))
+
+    @property
+    def _nemo(self) -> Path:
+        return self.assets / "quartznet15x5.nemo"
+
+    def made(self, name: str, make: Callable[[Path], object], suffix: str = ".onnx") -> Path:
+        """The file `name`, made by `make(path)` unless it is there."""
+        path = self.work / f"{name}{suffix}"
+        if not path.exists():
+            click.echo(f"making {name} ...", err=True)
+            make(path)
+        return path
+
+    def ours(self, name: str, *options: object) -> Path:
+        """A quantized model of ours."""
+        source = self.float_model
+        return self.made(name, lambda path: _cli("quantize", source, "-o", path, *options))
+
+    @property
+    def real_feeds(self) -> Path:
+        """Features of the first utterances of speech_train."""
+
+        def make(path: Path) -> None:
+            recognizer = Recognizer(self.float_model)
+            utterances = read_manifest(self.assets / "speech_train" / "manifest.json")
+            chosen = utterances[:CALIBRATION_UTTERANCES]
+            inputs = specs(graph.load(self.float_model))
+            batches = (
+                feeds.speech_batch([features_of(u, recognizer.frontend)], inputs) for u in chosen
+            )
+            feeds.write(path, batches)
+
+        return self.made("real", make, ".npz")
+
+    @property
+    def random_feeds(self) -> Path:
+        """U[-3, 3], as much as the zero-shot data."""
+        command = ("synthesize", self.float_model, "--method", "random", "-o")
+        return self.made("random", lambda path: _cli(*command, path), ".npz")
+
+    def peer(self, name: str, data: Path, signed: bool) -> Path:
+        """A model by onnxruntime's quantizer: min-max, QDQ, per channel, the same data."""
+        source = self.float_model
+        return self.made(name, lambda path: _quantize_static(source, path, data, signed))
+
+
+def accuracy(bench: Bench) -> None:
+    """Word errors on speech_dev."""
+    real, random = bench.real_feeds, bench.random_feeds
+    models = {
+        "float": bench.float_model,
+        "W8A8 zero-shot, ort": bench.ours("zs-ort"),
+        "W8A8 zero-shot, tensorrt": bench.ours("zs-trt", "--target", "tensorrt"),
+        "W6A8 zero-shot, ort": bench.ours("zs-ort-w6", "-w", 6),
+        "W4A8 zero-shot, ort": bench.ours("zs-ort-w4", "-w", 4),
+        "W8A8 24 real utterances, ort": bench.ours("real-ort", "--data", real),
+        "W8A8 24 real utterances, tensorrt": bench.ours(
+            "real-trt", "--data", real, "--target", "tensorrt"
+        ),
+        "W8A8 random data, ort": bench.ours("random-ort", "--data", random),
+        "onnxruntime, 24 real utterances, u8": bench.peer("peer-real-u8", real, signed=False),
+        "onnxruntime, 24 real utterances, s8": bench.peer("peer-real-s8", real, signed=True),
+        "onnxruntime, random data, u8": bench.peer("peer-random-u8", random, signed=False),
+    }
+    rows = []
+    for name, score in zip(models, _scores(bench, list(models.values())), strict=True):
+        size = models[name].stat().st_size / 1e6
+        rows.append((name, score.errors, f"{score.wer:.2f}", f"{score.differs:.2f}", f"{size:.2f}"))
+    table("speech_dev, 1,173 words, greedy", ("model", "errors", "WER %", "differs %", "MB"), rows)
+
+
+def speed(bench: Bench) -> None:
+    """Latency on onnxruntime, one thread."""
+    models = {
+        "float": bench.float_model,
+        "ours, ort": bench.ours("zs-ort"),
+        "onnxruntime's quantizer, u8": bench.peer("peer-real-u8", bench.real_feeds, signed=False),
+    }
+    net = graph.load(bench.float_model)
+    batch = random_feeds(net, shapes.input_shapes(net, seconds=10))
+    timings = runtime.latency(list(models.values()), [batch] * len(models), rounds=15)
+    rows = [
+        (name, f"{t.median * 1e3:.0f}", f"{1 / t.ratio:.2f}")
+        for name, t in zip(models, timings, strict=True)
+    ]
+    table("10 s of audio, one thread, in turn", ("model", "median ms", "times float"), rows)
+
+
+def calibration(bench: Bench) -> None:
+    """Time and memory of quantizing, of one calibration sweep, and of the passes alone."""
+    source = bench.float_model
+    many = bench.made("sweep", lambda path: _write_random(path, SWEEP_BATCHES), ".npz")
+    few = bench.made("sweep-peer", lambda path: _write_random(path, PEER_BATCHES), ".npz")
+    work = bench.work
+    calls = {
+        "quantize, zero-shot, all defaults": ["quantize", source, "-o", work / "timed.onnx"],
+        f"our sweep, {SWEEP_BATCHES} batches, all observers": [
+            *("calibrate", source, "--data", many, "-o", work / "timed.json")
+        ],
+        f"our sweep, {PEER_BATCHES} batches, all observers": [
+            *("calibrate", source, "--data", few, "-o", work / "timed.json")
+        ],
+    }
+    rows = []
+    for name, call in calls.items():
+        rows.append(_usage_row(name, _measure([sys.executable, "-m", "onnx_intq.cli", *call])))
+    peer = [sys.executable, __file__, "peer-percentile", source, few, work / "timed.onnx"]
+    rows.append(
+        _usage_row(f"onnxruntime, {PEER_BATCHES} batches, percentile alone", _measure(peer))
+    )
+    table("whole processes", ("work", "wall s", "CPU s", "peak GB"), rows)
+    start = time.perf_counter()
+    net = graph.load(source)
+    ranges = dict.fromkeys((t.name for n in net.nodes for t in n.outputs), (-1.0, 1.0))
+    context = Context(
+        facts=known_facts(net) | {"calibrated"},
+        ranges=ranges | {t.name: (-1.0, 1.0) for t in net.inputs},
+    )
+    loaded = time.perf_counter()
+    run(net, registry.parse(f"{PREPARE}, insert_qdq, quantize_weights"), context)
+    done = time.perf_counter()
+    click.echo(f"load {loaded - start:.1f} s, passes alone {done - loaded:.1f} s")
+
+
+def costs(bench: Bench) -> None:
+    """Parameters, sizes and bit operations, for 10 s of audio."""
+    models = {
+        "float": bench.float_model,
+        "W8A8": bench.ours("zs-ort"),
+        "W6A8": bench.ours("zs-ort-w6", "-w", 6),
+    }
+    found = {name: cost(graph.load(path)) for name, path in models.items()}
+    first = found["float"]
+    rows = [
+        (
+            name,
+            f"{c.parameters / 1e6:.2f}",
+            f"{models[name].stat().st_size / 1e6:.2f}",
+            f"{c.macs / 1e9:.3f}",
+            f"{c.bops / 1e12:.3f}",
+            f"{first.bops / c.bops:.1f}",
+        )
+        for name, c in found.items()
+    ]
+    header = ("model", "M parameters", "file MB", "GMACs", "TBOPs", "times fewer BOPs")
+    table("QuartzNet15x5, 10 s of audio", header, rows)
+
+
+TABLES = {"accuracy": accuracy, "speed": speed, "calibration": calibration, "cost": costs}
+
+
+def _scores(bench: Bench, models: Sequence[Path]) -> list[Score]:
+    """Scores of the models against the first, which is float; features are made once."""
+    first = Recognizer(models[0])
+    utterances = read_manifest(bench.assets / "speech_dev" / "manifest.json")
+    features = [features_of(u, first.frontend) for u in utterances]
+    scores: list[Score] = []
+    against: list[str] = []
+    with bar("evaluate") as tick:
+        for done, model in enumerate(models):
+            recognizer = Recognizer(model, frontend=first.frontend, labels=first.labels)
+            texts = [" ".join(recognizer.transcribe([f])[0].split()) for f in features]
+            against = against or texts
+            scores.append(_score(utterances, texts, against))
+            tick(done + 1, len(models))
+    return scores
+
+
+def _score(utterances: Sequence[Utterance], texts: list[str], against: list[str]) -> Score:
+    hypotheses = [
+        Hypothesis(
+            audio=u.audio.name,
+            split=u.split,
+            reference=" ".join((u.text or "").lower().split()),
+            text=text,
+            against=float_text,
+        )
+        for u, text, float_text in zip(utterances, texts, against, strict=True)
+    ]
+    return evaluation(hypotheses).total
+
+
+def _usage_row(name: str, usage: Usage) -> tuple[str, str, str, str]:
+    return (name, f"{usage.wall:.0f}", f"{usage.cpu:.0f}", f"{usage.peak / 1e9:.2f}")
+
+
+def _cli(*arguments: object) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "onnx_intq.cli", *map(str, arguments)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _measure(command: Sequence[object]) -> Usage:
+    start = time.perf_counter()
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise click.ClickException(f"failed: {' '.join(map(str, command))}")
+    cpu = used.ru_utime + used.ru_stime
+    return Usage(wall=time.perf_counter() - start, cpu=cpu, peak=used.ru_maxrss * 1024)
+
+
+def _write_random(path: Path, batches: int) -> None:
+    rng = np.random.default_rng(0)
+    shape = (8, 64, 500)
+    feeds.write(
+        path,
+        ({"audio_signal": rng.standard_normal(shape).astype(np.float32)} for _ in range(batches)),
+    )
+
+
+def _quantize_static(
+    source: Path, path: Path, data: Path, signed: bool, method: str = "MinMax"
+) -> None:
+    from onnxruntime import quantization as peer
+
+    class Reader(peer.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches: Iterator[Batch] = iter(feeds.read(data))
+
+        def get_next(self) -> Batch | None:
+            return next(self._batches, None)
+
+    folded = path.with_suffix(".folded.onnx")
+    peer.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+    activations = peer.QuantType.QInt8 if signed else peer.QuantType.QUInt8
+    peer.quantize_static(
+        str(folded),
+        str(path),
+        Reader(),
+        quant_format=peer.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=activations,
+        weight_type=peer.QuantType.QInt8,
+        calibrate_method=peer.CalibrationMethod[method],
+        extra_options={"ActivationSymmetric": signed},
+    )
+    folded.unlink()
+
+
+@click.command()
+@click.argument("tables", nargs=-1)
+@click.option(
+    "--assets",
+    type=click.Path(path_type=Path),
+    envvar="INTQ_ASSETS",
+    default=Path(__file__).parents[2] / "shared" / "assets",
+)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/bench"))
+def main(tables: tuple[str, ...], assets: Path, work: Path) -> None:
+    """Print the tables."""
+    if tables and tables[0] == "peer-percentile":
+        _quantize_static(
+            Path(tables[1]), Path(tables[3]), Path(tables[2]), signed=False, method="Percentile"
+        )
+        return
+    if unknown := set(tables) - set(TABLES):
+        raise click.ClickException(f"no table {unknown.pop()!r}; expected: {', '.join(TABLES)}")
+    if not assets.is_dir():
+        raise click.ClickException(f"no assets at {assets}; set INTQ_ASSETS")
+    work.mkdir(parents=True, exist_ok=True)
+    click.echo(f"onnxruntime {version('onnxruntime')}, {os.cpu_count()} processors")
+    for name in tables or TABLES:
+        TABLES[name](Bench(assets=assets, work=work))
+
+
+if __name__ == "__main__":
+    main()
