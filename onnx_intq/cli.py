@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_intq import __version__
 from onnx_intq.transform import CheckFailed, IntqError
@@ -45,7 +46,11 @@ verify_option = click.option(
     "--verify", is_flag=True, help="Run the model after every pass, and compare."
 )
 device_option = click.option(
-    "--device", default="cpu", show_default=True, help="cpu or cuda; where synthesis runs."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where synthesis runs.",
 )
 method_option = click.option(
     "--method",
@@ -59,12 +64,10 @@ method_option = click.option(
 def main() -> None:
     """Run a command; every error a user can cause is one line on stderr."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
+        # graphsurgeon logs on stdout, which is for results.
+        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
+            cli.main(standalone_mode=False)
     except click.Abort:
-        sys.exit(_complain("interrupted; nothing was written", 130))
-    except KeyboardInterrupt:
         sys.exit(_complain("interrupted; nothing was written", 130))
     except CheckFailed as error:
         sys.exit(_complain(str(error), 1))
@@ -81,7 +84,7 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(context_settings=CONTEXT, no_args_is_help=False)
 @click.version_option(__version__, prog_name="onnx-intq")
 def cli() -> None:
     """Quantize ONNX speech models to INT8 without any data."""
@@ -131,10 +134,15 @@ def synthesize(
     as_json: bool,
 ) -> None:
     """Make calibration data (.npz feeds) from the ONNX file alone."""
-    from onnx_intq import console, feeds, graph
+    from onnx_intq import console, feeds, graph, spectrograms
     from onnx_intq.synthesize import RECIPES, synthesize
 
-    graph.check_output(output, model)
+    graph.check_output(output, model, real)
+    if plot:
+        graph.check_output(plot, model, real, output)
+        spectrograms.check(model, real)
+    elif real:
+        raise IntqError(f"--real {real} without --plot; expected both; add --plot FILE.png")
     preset = RECIPES[method]
     recipe = replace(
         preset,
@@ -150,9 +158,7 @@ def synthesize(
         results = list(synthesize(net, recipe, device=device, progress=tick))
     feeds.write(output, [result.batch for result in results])
     if plot:
-        from onnx_intq.spectrograms import draw
-
-        draw(plot, model, results[0].batch, real)
+        spectrograms.draw(plot, model, results[0].batch, real)
     console.show_synthesis(results, output, as_json)
 
 
@@ -232,7 +238,7 @@ def quantize(
     summary = quantize(
         model,
         output,
-        _recipe(recipe) if recipe else passes,
+        passes if recipe is None else _recipe(recipe),
         Source(
             ranges=ranges,
             data=data,
@@ -383,7 +389,10 @@ def _recipe(text: str) -> list[Pass]:
     from onnx_intq import registry
     from onnx_intq.graph import read_text
 
-    return registry.parse(read_text(Path(text[1:])) if text.startswith("@") else text)
+    passes = registry.parse(read_text(Path(text[1:])) if text.startswith("@") else text)
+    if not passes:
+        raise IntqError(f"recipe {text!r} is empty; expected passes, such as fold_bn; name some")
+    return passes
 
 
 def _frontend(path: Path | None) -> Frontend | None:

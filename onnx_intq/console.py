@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -245,4 +246,13 @@ def _text(value: object) -> str:
 
 
 def _print_json(found: Mapping[str, object]) -> None:
-    click.echo(json.dumps(found, indent=1, default=str, allow_nan=False))
+    click.echo(json.dumps(_plain(found), indent=1, default=str, allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    """The value with null for what JSON cannot say: infinity and NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,9 +12,10 @@ LINE = re.compile(
 )
 TYPE = re.compile(r"Datatype: (\w+)")
 NODE = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")
-KERNELS = {"correlation", "deconv", "gemm"}
-"""Kinds of layers that are one matrix kernel, which computes in the type of its first input.
-Other kinds (`kgen`, `runtime_fusion`) may change the type inside."""
+KERNELS, FUSION = {"correlation", "deconv", "gemm"}, "runtime_fusion"
+"""Kinds of layers that multiply matrices: in the type of their first input, and, what is compiled
+at run time, in a type it may cast int8 to. Layers of other kinds convert, add, activate and so on.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,11 @@ def layers_from_text(text: str) -> tuple[Layer, ...]:
 
 def products(weighted: Iterable[Sequence[str]], layers: Iterable[Layer]) -> tuple[Product, ...]:
     """Find the type that each product of `weighted`, (name, kind) pairs, computes in."""
-    kernels = [layer for layer in layers if layer.kind in KERNELS and layer.inputs]
-    types = {node: layer.inputs[0] for layer in kernels for node in layer.nodes}
+    types: dict[str, str] = {}
+    for layer in layers:
+        certain = layer.kind in KERNELS or (layer.kind == FUSION and "int8" not in layer.inputs)
+        if certain and layer.inputs:
+            types |= dict.fromkeys(layer.nodes, layer.inputs[0])
     return tuple(
         Product(name=name, kind=kind, precision=types.get(name, "")) for name, kind in weighted
     )

@@ -91,19 +91,19 @@ def _obstacle(graph: gs.Graph, node: gs.Node) -> tuple[str, str] | None:
     activation, quantize = _behind(graph, node)
     if activation is not None and quantize is not None and _cuts(activation, quantize):
         return f"the {activation.op} behind it to leave all integers possible", REQUANTIZE
-    if quantize is None and not _gives_float(node):
+    if quantize is None and not _gives_float(node, activation):
         return "a QuantizeLinear, and nothing else, behind it", "quantize its output, too"
-    if quantize is None and node.op == "Gemm":
-        return None
-    if _stays_signed(graph, makers[0]) or (quantize and _stays_signed(graph, quantize)):
-        return SIGNED
-    return None
+    signed = {_stays_signed(graph, n) for n in (makers[0], quantize) if n is not None}
+    # QGemm takes int8, but gives the type it takes; the other kernels are for uint8 alone.
+    return SIGNED if len(signed) > 1 or (True in signed and node.op != "Gemm") else None
 
 
-def _gives_float(node: gs.Node) -> bool:
-    """Whether there is an integer kernel for the node that gives floats."""
+def _gives_float(node: gs.Node, activation: gs.Node | None) -> bool:
+    """Whether there is an integer kernel that gives the node's result in float."""
     if node.op == "Conv" or any(reader.op == QUANTIZE for reader in node.outputs[0].outputs):
         return False
+    if activation is not None and len(activation.outputs[0].outputs) == 1:
+        return False  # it is taken for a part of the node, and the Q node behind it is missed
     return not has_input(node, 2) or dequantizer(node.inputs[2]) is not None
 
 

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from onnx_intq.manifest import read_manifest
@@ -58,10 +59,12 @@ def voices(fsdd: Path) -> Any:
 
 
 @pytest.fixture
-def deterministic() -> Iterator[None]:
-    """Undo what the command sets for its whole process."""
+def one_thread() -> Iterator[None]:
+    """Train with one thread, and undo what the command sets for its whole process."""
     threads = torch.get_num_threads()
-    yield
+    torch.set_num_threads(1)
+    with threadpool_limits(1, user_api="blas"):
+        yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
@@ -267,6 +270,7 @@ def test_settling_gives_the_mean_of_the_batches_statistics() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_training_learns_and_repeats_itself(voices: Any) -> None:
     plan = trainer.Plan(steps=12, batch=2, settling=2)
     states = [trainer.train(voices, plan).state_dict() for _ in range(2)]
@@ -295,7 +299,7 @@ def test_command_writes_the_test_set(fsdd: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("deterministic")
+@pytest.mark.usefixtures("one_thread")
 def test_command_trains_writes_and_scores(
     fsdd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,7 +312,7 @@ def test_command_trains_writes_and_scores(
     assert printed.err == ""  # fewer steps than one line of progress
 
 
-@pytest.mark.usefixtures("deterministic")
+@pytest.mark.usefixtures("one_thread")
 def test_training_that_takes_too_long_leaves_nothing(
     fsdd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
