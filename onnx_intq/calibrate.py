@@ -129,14 +129,16 @@ def observed(graph: gs.Graph) -> list[str]:
 
     Tensors within the bodies of If, Loop and Scan are left out.
     """
-    made = [t for node in graph.nodes for t in node.outputs if not _fuses(graph, t)]
+    own = {id(node) for node in graph.nodes}
+    made = [t for node in graph.nodes for t in node.outputs if not _fuses(graph, t, own)]
     return [t.name for t in [*graph.inputs, *made] if t.name and t.dtype == np.float32]
 
 
-def _fuses(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+def _fuses(graph: gs.Graph, tensor: gs.Tensor, own: set[int]) -> bool:
     consumer = sole_consumer(graph, tensor)
     return (
         consumer is not None
+        and id(consumer) in own
         and consumer.op in FUSED
         and consumer.inputs[0] is tensor
         and producer(tensor) is not None

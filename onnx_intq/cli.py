@@ -12,71 +12,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_intq import __version__
+from onnx_intq import __version__, options
 from onnx_intq.transform import CheckFailed, IntqError
 
 if TYPE_CHECKING:
     from onnx_intq.frontend import Frontend
     from onnx_intq.transform import Pass
 
-FILE = click.Path(path_type=Path)
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-TARGETS = click.Choice(["ort", "tensorrt"])
 
-model_argument = click.argument("model", type=FILE)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
-frontend_option = click.option(
-    "--frontend", type=FILE, help="JSON file of the mel front end, for models that record none."
-)
-observer_option = click.option(
-    "--observer",
-    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-    default="mse",
-    show_default=True,
-    help="How a range is chosen from what was seen.",
-)
-allow_bn_option = click.option(
-    "--allow-bn", is_flag=True, help="Let BatchNorms stay that cannot be folded exactly."
-)
-verify_option = click.option(
-    "--verify", is_flag=True, help="Run the model after every pass, and compare."
-)
-device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where synthesis runs.",
-)
-method_option = click.option(
-    "--method",
-    type=click.Choice(["kl", "qasr", "random"]),
-    default="kl",
-    show_default=True,
-    help="kl: match BatchNorm statistics; qasr: exactly the paper's recipe; random: the control.",
-)
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "show_default": True,
+}
 
 
 def main() -> None:
     """Run a command; every error a user can cause is one line on stderr."""
     try:
-        # graphsurgeon logs on stdout, which is for results.
-        with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
-            cli.main(standalone_mode=False)
+        cli.main(prog_name="onnx-intq", standalone_mode=False)
     except click.Abort:
-        sys.exit(_complain("interrupted; nothing was written", 130))
+        sys.exit(_complain("interrupted; no file was left half written", 130))
     except CheckFailed as error:
         sys.exit(_complain(str(error), 1))
     except click.ClickException as error:
         sys.exit(_complain(f"{error.format_message()} Try onnx-intq --help.", 2))
     except IntqError as error:
         sys.exit(_complain(str(error), 2))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         sys.exit(_complain("out of memory; give fewer or shorter batches", 2))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch says so in words alone."""
+    phrases = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def _complain(message: str, code: int) -> int:
@@ -84,7 +57,7 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-@click.group(context_settings=CONTEXT, no_args_is_help=False)
+@click.group(cls=options.Group, context_settings=CONTEXT, no_args_is_help=False)
 @click.version_option(__version__, prog_name="onnx-intq")
 def cli() -> None:
     """Quantize ONNX speech models to INT8 without any data."""
@@ -92,9 +65,9 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("source", metavar="NAME|FILE.nemo")
-@output_option
-@click.option("--weights", type=FILE, help="PyTorch state dict to load into a zoo model.")
-@click.option("--opset", default=17, show_default=True, help="ONNX opset to write.")
+@options.output
+@click.option("--weights", type=options.FILE, help="PyTorch state dict to load into a zoo model.")
+@click.option("--opset", default=17, help="ONNX opset to write.")
 @click.option("--lengths", is_flag=True, help="Add the length input and the masks it needs.")
 def export(source: str, output: Path, weights: Path | None, opset: int, lengths: bool) -> None:
     """Write a model of the zoo, or a NeMo checkpoint, as float ONNX with BatchNorm kept."""
@@ -105,19 +78,28 @@ def export(source: str, output: Path, weights: Path | None, opset: int, lengths:
 
 
 @cli.command()
-@model_argument
-@output_option
-@method_option
+@options.model
+@options.output
+@options.method
 @click.option("--batches", type=click.IntRange(1), help="Independent batches.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples in a batch.")
 @click.option("--frames", type=click.IntRange(1), help="Frames in a sample.")
 @click.option("--steps", type=click.IntRange(0), help="Steps of Adam per batch, at most.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Adam's learning rate.")
-@seed_option
-@device_option
-@click.option("--plot", type=FILE, help="Picture of real, random and synthetic input, with text.")
-@click.option("--real", type=FILE, help="Speech manifest whose first utterance --plot shows.")
-@json_option
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    callback=options.finite,
+    help="Adam's learning rate.",
+)
+@options.seed
+@options.device
+@click.option(
+    "--plot", type=options.FILE, help="Picture of real, random and synthetic input, with text."
+)
+@click.option(
+    "--real", type=options.FILE, help="Speech manifest whose first utterance --plot shows."
+)
+@options.as_json
 def synthesize(
     model: Path,
     output: Path,
@@ -139,7 +121,9 @@ def synthesize(
 
     graph.check_output(output, model, real)
     if plot:
-        graph.check_output(plot, model, real, output)
+        graph.check_output(plot, model, real)
+        if plot.resolve() == output.resolve():
+            raise IntqError(f"{plot}: is also the output; expected another name; change --plot")
         spectrograms.check(model, real)
     elif real:
         raise IntqError(f"--real {real} without --plot; expected both; add --plot FILE.png")
@@ -159,15 +143,15 @@ def synthesize(
     feeds.write(output, [result.batch for result in results])
     if plot:
         spectrograms.draw(plot, model, results[0].batch, real)
-    console.show_synthesis(results, output, as_json)
+    console.show_synthesis(results, output, plot, as_json)
 
 
 @cli.command()
-@model_argument
-@output_option
-@click.option("--data", type=FILE, required=True, help=".npz, folder or speech manifest.")
-@observer_option
-@frontend_option
+@options.model
+@options.output
+@click.option("--data", type=options.FILE, required=True, help=".npz, folder or speech manifest.")
+@options.observer
+@options.frontend
 def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Path | None) -> None:
     """Record the range of every activation, by all observers, as JSON."""
     from onnx_intq import console, graph
@@ -184,24 +168,31 @@ def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Pa
 
 
 @cli.command()
-@model_argument
-@output_option
-@click.option("--target", type=TARGETS, default="ort", show_default=True)
-@click.option("--data", type=FILE, help="Real feeds in place of synthetic ones.")
-@click.option("--ranges", type=FILE, help="Ranges from `calibrate` in place of any data.")
-@method_option
-@click.option("-w", "--weights", type=click.IntRange(2, 8), default=8, show_default=True)
-@click.option("-a", "--activations", type=click.Choice(["8", "16"]), default="8", show_default=True)
-@click.option("--weight-scale", type=click.Choice(["mse", "minmax"]), default="mse")
-@observer_option
+@options.model
+@options.output
+@click.option("--target", type=options.TARGETS, default="ort", help="What will run it.")
+@click.option("--data", type=options.FILE, help="Real feeds in place of synthetic ones.")
+@click.option("--ranges", type=options.FILE, help="Ranges from `calibrate` in place of any data.")
+@options.method
+@click.option("-w", "--weights", type=click.IntRange(2, 8), default=8, help="Bits of weights.")
+@click.option(
+    "-a", "--activations", type=click.Choice(["8", "16"]), default="8", help="Bits of activations."
+)
+@click.option(
+    "--weight-scale",
+    type=click.Choice(["mse", "minmax"]),
+    default="mse",
+    help="mse: least error per channel; minmax: no weight clipped.",
+)
+@options.observer
 @click.option("--override", multiple=True, metavar="NODES=BITS|float", help="Weight bits by name.")
 @click.option("--recipe", help="The whole pipeline, or @FILE, in place of the target's.")
-@allow_bn_option
-@verify_option
-@seed_option
-@device_option
-@frontend_option
-@json_option
+@options.allow_bn
+@options.verify
+@options.seed
+@options.device
+@options.frontend
+@options.as_json
 def quantize(
     model: Path,
     output: Path,
@@ -226,14 +217,14 @@ def quantize(
     from onnx_intq import console, recipes
     from onnx_intq.quantize import Source, quantize
 
-    keep, overrides = _overrides(override)
+    keep, bits = options.split_overrides(override)
     passes = recipes.pipeline(
         target,
         weight_bits=weights,
         activation_bits=int(activations),
         weight_scale=weight_scale,
         keep=keep,
-        overrides=overrides,
+        overrides=bits,
     )
     summary = quantize(
         model,
@@ -257,14 +248,14 @@ def quantize(
 
 @cli.command()
 @click.argument("recipe", metavar="'PASS, PASS(option=value)'|@FILE")
-@model_argument
-@click.option("-o", "--output", type=FILE, help="File to write; not needed with --dry-run.")
-@click.option("--ranges", type=FILE, help="Ranges from `calibrate`.")
-@observer_option
+@options.model
+@click.option("-o", "--output", type=options.FILE, help="File to write; not needed with --dry-run.")
+@click.option("--ranges", type=options.FILE, help="Ranges from `calibrate`.")
+@options.observer
 @click.option("--dry-run", is_flag=True, help="Only say what each pass would change.")
-@allow_bn_option
-@verify_option
-@json_option
+@options.allow_bn
+@options.verify
+@options.as_json
 def run(
     recipe: str,
     model: Path,
@@ -296,7 +287,7 @@ def run(
 
 @cli.command()
 @click.argument("name", required=False)
-@json_option
+@options.as_json
 def passes(name: str | None, as_json: bool) -> None:
     """List the passes, or show one with its options, what it needs and what it gives."""
     from onnx_intq import console, registry
@@ -306,9 +297,9 @@ def passes(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@model_argument
-@click.option("--target", type=TARGETS, required=True)
-@json_option
+@options.model
+@click.option("--target", type=options.TARGETS, required=True, help="Whose rules to check.")
+@options.as_json
 def check(model: Path, target: str, as_json: bool) -> None:
     """Say what its target would reject or not run on integers; exit 1 if there is anything."""
     from onnx_intq import console, graph
@@ -318,14 +309,18 @@ def check(model: Path, target: str, as_json: bool) -> None:
 
 
 @cli.command()
-@model_argument
-@click.option("--manifest", type=FILE, required=True, help="Speech, one JSON object per line.")
-@click.option("--against", type=FILE, help="The float model, for `differs`.")
-@frontend_option
-@click.option("--labels", type=FILE, help="JSON list of labels, for models that record none.")
+@options.model
+@click.option(
+    "--manifest", type=options.FILE, required=True, help="Speech, one JSON object per line."
+)
+@click.option("--against", type=options.FILE, help="The float model, for `differs`.")
+@options.frontend
+@click.option(
+    "--labels", type=options.FILE, help="JSON list of labels, for models that record none."
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
-@json_option
+@click.option("--batch-size", type=click.IntRange(1), default=1, help="Utterances.")
+@options.as_json
 def evaluate(
     model: Path,
     manifest: Path,
@@ -355,9 +350,9 @@ def evaluate(
 
 
 @cli.command()
-@model_argument
-@click.option("--seconds", default=10.0, show_default=True, help="Of audio.")
-@json_option
+@options.model
+@click.option("--seconds", default=10.0, help="Of audio.")
+@options.as_json
 def cost(model: Path, seconds: float, as_json: bool) -> None:
     """Parameters, bytes, multiplications (MACs) and bit operations (BOPs)."""
     from onnx_intq import console, graph
@@ -367,11 +362,11 @@ def cost(model: Path, seconds: float, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("models", nargs=-1, required=True, type=FILE)
-@click.option("--seconds", default=10.0, show_default=True, help="Of audio in the input.")
-@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@json_option
+@click.argument("models", nargs=-1, required=True, type=options.FILE)
+@click.option("--seconds", default=10.0, help="Of audio in the input.")
+@click.option("--rounds", type=click.IntRange(1), default=20, help="Timed runs.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="Per operator.")
+@options.as_json
 def bench(
     models: tuple[Path, ...], seconds: float, rounds: int, threads: int, as_json: bool
 ) -> None:
@@ -399,21 +394,6 @@ def _frontend(path: Path | None) -> Frontend | None:
     from onnx_intq import speech
 
     return speech.read_frontend(path) if path else None
-
-
-def _overrides(texts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, int]]]:
-    """`NODES=float` and `NODES=BITS` options as glob patterns to keep, and (pattern, bits)."""
-    keep: list[str] = []
-    bits: list[tuple[str, int]] = []
-    for text in texts:
-        pattern, _, value = text.rpartition("=")
-        if pattern and value == "float":
-            keep.append(pattern)
-        elif pattern and value in {"2", "3", "4", "5", "6", "7", "8"}:
-            bits.append((pattern, int(value)))
-        else:
-            raise IntqError(f"--override {text!r}; expected NODES=BITS, 2..8, or NODES=float")
-    return keep, bits
 
 
 if __name__ == "__main__":

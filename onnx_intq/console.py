@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from onnx_intq.check import Problem
     from onnx_intq.cost import Cost
     from onnx_intq.evaluate import Evaluation
-    from onnx_intq.quantize import Summary
     from onnx_intq.runtime import Timing
+    from onnx_intq.summary import Summary
     from onnx_intq.synthesize import Result
     from onnx_intq.verify import Drift
 
@@ -48,10 +48,13 @@ def table(title: str, header: Sequence[str], rows: Rows) -> None:
     console.print(shown)
 
 
-def show_synthesis(results: Sequence[Result], output: Path, as_json: bool) -> None:
+def show_synthesis(
+    results: Sequence[Result], output: Path, plot: Path | None, as_json: bool
+) -> None:
     """Report the fit of synthetic data, per BatchNorm."""
     found = {
         "output": str(output),
+        "plot": str(plot) if plot else None,
         "batches": len(results),
         "loss": [r.losses for r in results],
         "divergence": {
@@ -74,6 +77,8 @@ def show_synthesis(results: Sequence[Result], output: Path, as_json: bool) -> No
         sums = (sum(first.before.values()), sum(first.after.values()))
         click.echo(f"sum {sums[0]:.1f} before, {sums[1]:.1f} after {len(first.losses)} steps")
     click.echo(f"wrote {len(results)} batches to {output}")
+    if plot:
+        click.echo(f"wrote the picture {plot}")
 
 
 def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:

@@ -189,9 +189,8 @@ def answer(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     parser = trt.OnnxParser(network, log)  # owns the weights: to be kept until the engine is built
     parser.set_builder_config(config)
     parsed = parser.parse_from_file(request["model"])
-    refusals = [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]
-    if not parsed and not refusals:
-        refusals = [("", log.first_error)]
+    errors = [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]
+    refusals = [] if parsed else errors or [("", log.first_error)]
     if request["action"] == "parse":
         return {"version": trt.__version__, "layers": network.num_layers, "refusals": refusals}
     name = f"{request['backend']} {trt.__version__}"
@@ -279,11 +278,12 @@ def _weighted(network: Any) -> list[tuple[str, str]]:
 
 
 def _refusal(error: Any) -> tuple[str, str]:
-    return error.node_name(), _one_line(error.desc())
+    unnamed = f"{error.node_operator()} number {error.node()}"
+    return error.node_name() or unnamed, _one_line(error.desc())
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.split()).rstrip(".")
 
 
 if __name__ == "__main__":

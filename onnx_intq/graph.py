@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 
+from onnx_intq.files import check_output as check_output
+from onnx_intq.files import data_path, read_structure
+from onnx_intq.files import file_bytes as file_bytes
+from onnx_intq.files import first_line as first_line
+from onnx_intq.files import read_text as read_text
+from onnx_intq.files import sha256 as sha256
+from onnx_intq.files import write_atomically as write_atomically
 from onnx_intq.transform import IntqError
 
 PROTOBUF_LIMIT = 2_000_000_000
 """Bytes of weights above which they go to a file beside the model; protobuf stops at 2 GiB."""
 MAX_IR = 13
 """Newest IR version that onnxruntime 1.31 reads."""
+OTHER_FLOATS = {
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
+SMALL = 1024
+"""Constants of up to this many values may be shapes or axes, which inference needs."""
 
 
 def load(path: str | Path) -> gs.Graph:
@@ -44,15 +58,14 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     if not path.is_file():
         raise IntqError(f"{path}: no such file; expected an ONNX model; check the path")
+    model = read_structure(path)
     try:
-        model = onnx.load(str(path))
-    except (FileNotFoundError, onnx.checker.ValidationError) as error:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise IntqError(
             f"{path}: its external weights cannot be read ({first_line(error)}); "
             "expected them beside the model; copy both files"
         ) from error
-    except Exception as error:
-        raise IntqError(f"{path}: not an ONNX model; expected a protobuf ModelProto") from error
     if not model.graph.node or not model.opset_import:
         raise IntqError(f"{path}: not an ONNX model (no nodes or no opset); export it again")
     try:
@@ -63,9 +76,13 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
-    """Import a ModelProto: `Constant` nodes become initializers, nodes named, shapes inferred."""
-    if sum(len(t.raw_data) for t in model.graph.initializer) < PROTOBUF_LIMIT:
-        model = onnx.shape_inference.infer_shapes(model)
+    """Import a ModelProto: `Constant` nodes become initializers, nodes named, shapes inferred.
+
+    Functions of the model's own are written out where they are called.
+    """
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    model = _refill(onnx.shape_inference.infer_shapes(bare_model(model)), model)
     graph = gs.import_onnx(model)
     graph.intq_metadata = {p.key: p.value for p in model.metadata_props}
     for number, sub in enumerate(subgraphs(graph)):
@@ -76,13 +93,30 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
 
 def model_from_graph(graph: gs.Graph) -> onnx.ModelProto:
     """Export to a ModelProto with an explicit IR version and the graph's metadata."""
-    graph.toposort()
+    _sort(graph)
     model: onnx.ModelProto = gs.export_onnx(graph)
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(MAX_IR, max(needed, graph.ir_version or 0, 8))
     onnx.helper.set_model_props(model, dict(sorted(metadata(graph).items())))
     _drop_inferred_shapes(model.graph)
     return model
+
+
+def bare_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose large weights are inputs: small, whatever the model's size.
+
+    For checks and conversions, which copy the whole model and stop at protobuf's 2 GiB.
+    """
+    inputs = {value.name for value in model.graph.input}
+    bare = onnx.GraphProto(**_fields(model.graph, "initializer"))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            bare.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            bare.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return onnx.ModelProto(graph=bare, **_fields(model, "graph"))
 
 
 def save(graph: gs.Graph, path: str | Path, limit: int = PROTOBUF_LIMIT) -> None:
@@ -92,12 +126,14 @@ def save(graph: gs.Graph, path: str | Path, limit: int = PROTOBUF_LIMIT) -> None
         IntqError: The file cannot be written (folder missing, disk full, no permission).
     """
     path = Path(path)
+    if path.is_dir():
+        raise IntqError(f"{path}: is a folder; expected a file's name; change -o")
     model = model_from_graph(graph)
     if weight_bytes(graph) < limit:
         content = model.SerializeToString(deterministic=True)
         write_atomically(path, lambda target: target.write_bytes(content))
         return
-    data = path.with_name(path.name + ".data")
+    data = data_path(path)
 
     def write(target: Path) -> None:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".intq-"))
@@ -106,54 +142,12 @@ def save(graph: gs.Graph, path: str | Path, limit: int = PROTOBUF_LIMIT) -> None
                 model, str(folder / path.name), save_as_external_data=True, location=data.name
             )
             (folder / path.name).replace(target)
-            (folder / data.name).replace(data)
+            if (folder / data.name).exists():  # small tensors stay in the model
+                (folder / data.name).replace(data)
         finally:
             shutil.rmtree(folder)
 
     write_atomically(path, write)
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a file beside `path`, then rename it: it appears whole or not at all.
-
-    Raises:
-        IntqError: The operating system refused (folder missing, disk full, no permission).
-    """
-    path = Path(path)
-    target = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        write(target)
-        target.replace(path)
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise IntqError(f"{path}: cannot be written: {reason}; nothing was left behind") from error
-    finally:
-        target.unlink(missing_ok=True)
-
-
-def read_text(path: str | Path) -> str:
-    """A small UTF-8 text file.
-
-    Raises:
-        IntqError: It cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntqError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
-
-
-def check_output(output: str | Path, *inputs: str | Path | None) -> None:
-    """Refuse an output that is one of the inputs, or whose folder does not exist.
-
-    Raises:
-        IntqError: With what to do instead.
-    """
-    output = Path(output)
-    if any(i is not None and Path(i).resolve() == output.resolve() for i in inputs):
-        raise IntqError(f"{output}: output is the input file; expected another name; change -o")
-    if not output.absolute().parent.is_dir():
-        raise IntqError(f"{output}: its folder does not exist; create it first")
 
 
 def metadata(graph: gs.Graph) -> dict[str, str]:
@@ -175,12 +169,9 @@ def subgraphs(graph: gs.Graph) -> Iterator[gs.Graph]:
 
 def weight_bytes(graph: gs.Graph) -> int:
     """Bytes of all initializers, sub-graphs included."""
-    return sum(
-        t.values.nbytes
-        for sub in subgraphs(graph)
-        for t in sub.tensors().values()
-        if isinstance(t, gs.Constant)
-    )
+    tensors = [t for sub in subgraphs(graph) for t in sub.tensors().values()]
+    constants = {id(t): t for t in tensors if isinstance(t, gs.Constant)}
+    return sum(t.values.nbytes for t in constants.values())
 
 
 def constant(node: gs.Node, index: int) -> npt.NDArray[Any] | None:
@@ -216,18 +207,31 @@ def remove(graph: gs.Graph, nodes: Iterable[gs.Node]) -> None:
 def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     """Let everything that reads `old` (nodes, bodies, graph outputs) read `new` instead.
 
-    An output of the graph keeps its name: `new` takes it.
+    An output of the graph keeps its name: `new` takes it. Bodies cannot have `old` as an output.
     """
     for node in list(old.outputs):
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[index] = new
-    for sub in subgraphs(graph):
-        for index, tensor in enumerate(sub.outputs):
-            if tensor is old:
-                sub.outputs[index] = new
-                if sub is graph:
-                    new.name, old.name = old.name, new.name
+    for index, tensor in enumerate(graph.outputs):
+        if tensor is old:
+            graph.outputs[index] = new
+            new.name, old.name = old.name, new.name
+
+
+class Names:
+    """Gives new tensors names that no tensor of a graph has yet, bodies included."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        """Collect the names in use."""
+        self._taken = {name for sub in subgraphs(graph) for name in sub.tensors()}
+
+    def new(self, wish: str) -> str:
+        """`wish`, with underscores behind it if that name is in use."""
+        while wish in self._taken:
+            wish += "_"
+        self._taken.add(wish)
+        return wish
 
 
 def require_float32(graph: gs.Graph) -> None:
@@ -236,14 +240,22 @@ def require_float32(graph: gs.Graph) -> None:
     Raises:
         IntqError: Naming the first such tensor.
     """
-    half = {np.dtype(np.float16), np.dtype(np.float64)}
     for sub in subgraphs(graph):
         for name, tensor in sub.tensors().items():
-            if isinstance(tensor.dtype, np.dtype | type) and np.dtype(tensor.dtype) in half:
+            if (found := element_type(tensor)) in OTHER_FLOATS:
                 raise IntqError(
-                    f"tensor {name!r} is {np.dtype(tensor.dtype)}; expected a float32 model; "
+                    f"tensor {name!r} is {onnx.TensorProto.DataType.Name(found).lower()}; "
+                    "expected a float32 model; "
                     "export it in float32 (the INT8 file is smaller than a float16 one)"
                 )
+
+
+def element_type(tensor: gs.Tensor) -> int | None:
+    """ONNX's number of a tensor's element type, such as `TensorProto.FLOAT`; None if unknown."""
+    dtype = tensor.dtype
+    if dtype is None or isinstance(dtype, int):  # a number where NumPy has no such type
+        return dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def convert_opset(graph: gs.Graph, version: int) -> None:
@@ -254,37 +266,18 @@ def convert_opset(graph: gs.Graph, version: int) -> None:
     """
     if graph.opset >= version:
         return
-    kept = dict(metadata(graph))
+    model = model_from_graph(graph)
     try:
-        model = onnx.version_converter.convert_version(model_from_graph(graph), version)
-        onnx.checker.check_model(model)
+        converted = onnx.version_converter.convert_version(bare_model(model), version)
+        onnx.checker.check_model(converted)
     except Exception as error:
         raise IntqError(
             f"opset {graph.opset} cannot be raised to {version} ({first_line(error)}); "
             f"export the model with opset {version} or newer"
         ) from error
-    vars(graph).update(vars(graph_from_model(model)))
+    kept = metadata(graph)
+    vars(graph).update(vars(graph_from_model(_refill(converted, model))))
     graph.intq_metadata = kept
-
-
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file, external data included."""
-    digest = hashlib.sha256()
-    for part in _parts(Path(path)):
-        with part.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def file_bytes(path: str | Path) -> int:
-    """Size of a file, external data included."""
-    return sum(part.stat().st_size for part in _parts(Path(path)))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _drop_inferred_shapes(graph: onnx.GraphProto) -> None:
@@ -295,8 +288,42 @@ def _drop_inferred_shapes(graph: onnx.GraphProto) -> None:
     graph.value_info.extend(kept)
 
 
-def _parts(path: Path) -> list[Path]:
-    return [p for p in (path, path.with_name(path.name + ".data")) if p.is_file()]
+def _fields(message: onnx.ModelProto | onnx.GraphProto, left_out: str) -> dict[str, Any]:
+    """The fields of `message` that are set, but one."""
+    return {f.name: value for f, value in message.ListFields() if f.name != left_out}
+
+
+def _refill(bare: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give `bare`, made of `bare_model(model)`, the weights and inputs of `model` again."""
+    small = {tensor.name for tensor in bare.graph.initializer}
+    bare.graph.initializer.extend(t for t in model.graph.initializer if t.name not in small)
+    del bare.graph.input[:]
+    bare.graph.input.extend(model.graph.input)
+    return bare
+
+
+def _sort(graph: gs.Graph) -> None:
+    """Put every node behind those it reads from, bodies included, and else keep the order."""
+    for sub in subgraphs(graph):
+        own, seen, ordered = {id(node) for node in sub.nodes}, set[int](), list[gs.Node]()
+        stack = [(node, False) for node in reversed(sub.nodes)]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                ordered.append(node)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                stack += [(maker, False) for maker in _makers(node) if id(maker) in own]
+        sub.nodes[:] = ordered
+
+
+def _makers(node: gs.Node) -> Iterator[gs.Node]:
+    """The nodes that make what `node` and its bodies read."""
+    bodies = [b for v in node.attrs.values() if isinstance(v, gs.Graph) for b in subgraphs(v)]
+    for reader in (node, *(n for body in bodies for n in body.nodes)):
+        for tensor in reader.inputs:
+            yield from tensor.inputs
 
 
 def _lift_constants(graph: gs.Graph) -> None:
@@ -322,8 +349,12 @@ def _constant_values(node: gs.Node) -> npt.NDArray[np.generic] | None:
 
 
 def _name_nodes(graph: gs.Graph, prefix: str) -> None:
-    taken: set[str] = set()
+    """Name nodes without a name, or with that of an earlier node; given names are kept."""
+    taken, seen = {node.name for node in graph.nodes}, {""}
     for number, node in enumerate(graph.nodes):
-        if not node.name or node.name in taken:
+        if node.name in seen:
             node.name = f"{prefix}{node.op}_{number}"
-        taken.add(node.name)
+            while node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
+        seen.add(node.name)

@@ -106,22 +106,30 @@ def weight_scales(
     )
     rows = rows.astype(np.float64)
     grid = weight_grid(bits)
-    largest = np.abs(rows).max(axis=1) / grid.high
-    scales = _smallest_error(rows, largest, grid) if method == "mse" else largest
-    scales = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)
+    scales = _float32_scales(np.abs(rows).max(axis=1) / grid.high)
+    if method == "mse":
+        scales = _smallest_error(rows, scales, grid)
     return scales.reshape(()) if axis is None else scales
 
 
-def _smallest_error(rows: Float, largest: Float, grid: Grid) -> Float:
-    best, scales = np.full(len(rows), np.inf), largest.copy()
+def _smallest_error(
+    rows: Float, largest: npt.NDArray[np.float32], grid: Grid
+) -> npt.NDArray[np.float32]:
+    best, scales = np.full(len(rows), np.inf), largest
     for factor in np.linspace(1.0, 0.3, 71):
-        scale = np.maximum(largest * factor, SMALLEST_SCALE)[:, None]
-        q = np.clip(np.rint(rows / scale), grid.low, grid.high)
-        error = np.square(q * scale - rows).sum(axis=1)
+        tried = _float32_scales(largest * factor)
+        steps = tried.astype(np.float64)[:, None]
+        q = np.clip(np.rint(rows / steps), grid.low, grid.high)
+        error = np.square(q * steps - rows).sum(axis=1)
         better = error < best
         best = np.where(better, error, best)
-        scales = np.where(better, scale[:, 0], scales)
+        scales = np.where(better, tried, scales)
     return scales
+
+
+def _float32_scales(scales: Float) -> npt.NDArray[np.float32]:
+    """As stored: the error is that of the rounded scale."""
+    return np.maximum(scales.astype(np.float32), SMALLEST_SCALE)
 
 
 def _scale(value: float) -> np.float32:

@@ -75,7 +75,9 @@ def _wrong_bias(node: gs.Node, x: gs.Node, w: gs.Node, bias: gs.Node) -> str:
     scales = [scale(maker) for maker in (x, w, bias)]
     if any(found is None or found.ndim > 1 for found in scales):
         return ""
-    x_scale, w_scale, step = (np.asarray(found, np.float64) for found in scales)
+    x_scale, w_scale, step = (np.asarray(found, np.float64).ravel() for found in scales)
+    if len({x_scale.size, w_scale.size, step.size} - {1}) > 1:
+        return "other numbers of channels"
     expected = x_scale * w_scale * node.attrs.get("alpha", 1.0)
     return "" if np.allclose(step, expected, BIAS_TOLERANCE, 0) else "other steps"
 
@@ -131,7 +133,7 @@ def _stays_signed(graph: gs.Graph, node: gs.Node) -> bool:
 def _cuts(activation: gs.Node, quantize: gs.Node) -> bool:
     """Whether an activation cuts off values that the Q node behind it could hold."""
     step, dtype = scale(quantize), integer_type(quantize)
-    if step is None or dtype not in KERNELS:
+    if step is None or dtype not in KERNELS or not step.flat[0] > 0:
         return False
     offset = zero_point(quantize)
     zero = 0.0 if offset is None else float(offset.flat[0])

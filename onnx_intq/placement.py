@@ -11,14 +11,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import producer, sole_consumer, subgraphs
+from onnx_intq.graph import OTHER_FLOATS, element_type, producer, sole_consumer, subgraphs
 from onnx_intq.transform import IntqError
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 """Operators whose second input is usually a constant weight."""
-QUANTIZABLE = {"ort": WEIGHTED | {"Add"}, "tensorrt": WEIGHTED | {"Add"}}
+CANDIDATES = WEIGHTED | {"Add"}
+"""Operators that are quantized, or named with the reason why not."""
+QUANTIZABLE = {"ort": CANDIDATES - {"ConvTranspose"}, "tensorrt": CANDIDATES}
 """Operators that run on int8 inputs, per target."""
 SAME_GRID = {"MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 """Operators that move values and do not change them: output and input share one scale."""
@@ -28,6 +31,8 @@ SENSITIVE = {"Log", "Sqrt", "Pow", "Reciprocal", "Div"}
 """Operators that amplify a rounding error of their input near zero without bound."""
 FRONT_END = {"Log", "STFT", "DFT", "MelWeightMatrix"}
 """Operators that mark a graph's own mel front end."""
+PROBABILITIES = {"Softmax", "Exp", "Sigmoid"}
+"""Operators whose logarithm is a network's result and no front end."""
 ELEMENTWISE = {"Add", "Sub", "Mul", "Max", "Min", "Clip", "Abs", "Cast", "ReduceSum", "ReduceMean"}
 ELEMENTWISE |= SAME_GRID | {"Identity", "Relu", "Div", "Sqrt", "Pow", "Sum", "Concat", "Slice"}
 
@@ -39,11 +44,14 @@ class Plan:
     Attributes:
         nodes: The nodes that will run on integers, in graph order.
         tensors: Names of the float tensors that get a Q/DQ pair, in graph order.
+        integers: Names of those that are computed as integers, so that all their readers read the
+            pair; the others exist in float, too, for readers that are not in `nodes`.
         skipped: (node, reason) for every quantizable node that stays float.
     """
 
     nodes: list[gs.Node] = field(default_factory=list)
     tensors: dict[str, gs.Tensor] = field(default_factory=dict)
+    integers: set[str] = field(default_factory=set)
     skipped: list[tuple[gs.Node, str]] = field(default_factory=list)
 
 
@@ -51,7 +59,7 @@ def plan(graph: gs.Graph, target: str, keep: Iterable[str] = ()) -> Plan:
     """Decide what to quantize for `target` ("ort" or "tensorrt").
 
     Args:
-        graph: A float graph with inferred shapes.
+        graph: A float graph with inferred shapes, its nodes in topological order.
         target: Whose rules to follow.
         keep: Glob patterns of node names that stay float.
 
@@ -60,64 +68,34 @@ def plan(graph: gs.Graph, target: str, keep: Iterable[str] = ()) -> Plan:
     """
     if target not in QUANTIZABLE:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(QUANTIZABLE)}")
-    _refuse_bodies(graph, QUANTIZABLE[target])
+    patterns = list(keep)
+    _refuse_bodies(graph, patterns)
+    rules = _Rules(graph, target, patterns)
     found = Plan()
-    front, sensitive = _front_end(graph), _sensitive_tensors(graph)
     for node in graph.nodes:
-        if node.op not in QUANTIZABLE[target] or _is_bias(node):
+        if node.op not in CANDIDATES or is_bias(node) or _is_integer(node):
             continue
-        if why := _reason_against(node, list(keep), front):
+        if why := rules.reason_against(node):
             found.skipped.append((node, why))
         else:
+            rules.quantized.add(id(node))
             found.nodes.append(node)
-    depth = _depths(graph) if target == "tensorrt" else {}
-    for node in found.nodes:
-        if target == "ort":
-            chosen = [*_activations(node), *_outputs(graph, node, sensitive)]
-        else:
-            chosen = [_residual(node, depth)] if node.op == "Add" else _activations(node)
-        found.tensors |= {t.name: t for t in chosen}
+    if target == "ort":
+        _choose_both_sides(rules, found)
+    else:
+        _choose_inputs(graph, found)
     return found
 
 
-def fused_output(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
-    """The tensor that leaves a quantized node: behind its bias Add and activation, if any."""
-    tensor = node.outputs[0]
-    consumer = sole_consumer(graph, tensor)
-    if consumer is not None and node.op == "MatMul" and _is_bias(consumer):
-        tensor = consumer.outputs[0]
-        consumer = sole_consumer(graph, tensor)
-    if consumer is not None and consumer.op in FUSED and consumer.inputs[0] is tensor:
-        return consumer.outputs[0]
-    return tensor
+def origin(tensor: gs.Tensor) -> Iterator[gs.Tensor]:
+    """The tensor itself, then those whose values it holds, moved: its input, and so on."""
+    yield tensor
+    while (maker := producer(tensor)) is not None and maker.op in SAME_GRID:
+        tensor = maker.inputs[0]
+        yield tensor
 
 
-def _reason_against(node: gs.Node, keep: list[str], front: set[int]) -> str:
-    if any(fnmatchcase(node.name, pattern) for pattern in keep):
-        return "kept float by request"
-    if id(node) in front:
-        return "part of the mel front end, whose dynamic range int8 cannot hold"
-    if node.op == "Add":
-        return _reason_against_add(node)
-    if node.op in WEIGHTED and not isinstance(node.inputs[1], gs.Constant) and node.op != "MatMul":
-        return "its weights are computed at run time"
-    if all(isinstance(t, gs.Constant) for t in node.inputs[:2]):
-        return "all its inputs are constant"
-    return ""
-
-
-def _reason_against_add(node: gs.Node) -> str:
-    if any(isinstance(t, gs.Constant) for t in node.inputs):
-        return "adds a constant, which is cheap and exact in float"
-    if any(c.op in {"LayerNormalization", "ReduceMean"} for c in node.outputs[0].outputs):
-        return "a residual sum that a LayerNormalization reads; int8 would lose it"
-    makers = [producer(t) for t in node.inputs]
-    if not all(m is not None and m.op in WEIGHTED | FUSED | {"Add"} | SAME_GRID for m in makers):
-        return "one of its inputs is made by an operator that stays float"
-    return ""
-
-
-def _is_bias(node: gs.Node) -> bool:
+def is_bias(node: gs.Node) -> bool:
     """Whether `node` adds a constant vector to a matrix product: it fuses into the product."""
     if node.op != "Add" or not any(isinstance(t, gs.Constant) for t in node.inputs):
         return False
@@ -125,46 +103,139 @@ def _is_bias(node: gs.Node) -> bool:
     return any(m is not None and m.op == "MatMul" for m in makers)
 
 
-def _activations(node: gs.Node) -> list[gs.Tensor]:
-    return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
+class _Rules:
+    """What a graph's rules need to know of the whole graph.
+
+    Attributes:
+        quantized: Ids of the nodes that were chosen so far.
+    """
+
+    def __init__(self, graph: gs.Graph, target: str, keep: list[str]) -> None:
+        self._graph = graph
+        self._target = target
+        self._keep = keep
+        self._own = {id(node) for node in graph.nodes}
+        self._front = _front_end(graph)
+        self._sensitive = _sensitive_tensors(graph)
+        self.quantized: set[int] = set()
+
+    def reason_against(self, node: gs.Node) -> str:
+        """Why `node` stays float, "" if it need not."""
+        if any(fnmatchcase(node.name, pattern) for pattern in self._keep):
+            return "kept float by request"
+        if id(node) in self._front:
+            return "part of the mel front end, whose dynamic range int8 cannot hold"
+        if node.op not in QUANTIZABLE[self._target]:
+            return f"{self._target} has no integer {node.op}"
+        if element_type(node.outputs[0]) is None:
+            return "the type of its result is unknown"
+        if any(m is not None and m.op == "DequantizeLinear" for m in map(producer, node.inputs)):
+            return "quantized already"
+        return self._reason_against_add(node) if node.op == "Add" else self._reason_against(node)
+
+    def result(self, node: gs.Node) -> gs.Tensor:
+        """The tensor that leaves a quantized node: behind its bias Add and activation, if any."""
+        tensor = node.outputs[0]
+        reader = self._reader(tensor)
+        if reader is not None and node.op == "MatMul" and is_bias(reader):
+            tensor = reader.outputs[0]
+            reader = self._reader(tensor)
+        if reader is not None and reader.op in FUSED and reader.inputs[0] is tensor:
+            return reader.outputs[0]
+        return tensor
+
+    def stays_float(self, node: gs.Node) -> bool:
+        """Whether the result of a node reaches an operator that amplifies rounding errors."""
+        return id(node.outputs[0]) in self._sensitive or id(self.result(node)) in self._sensitive
+
+    def _reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        reader = sole_consumer(self._graph, tensor)
+        return reader if id(reader) in self._own else None
+
+    def _reason_against(self, node: gs.Node) -> str:
+        if not isinstance(node.inputs[1], gs.Constant) and node.op != "MatMul":
+            return "its weights are computed at run time"
+        if all(isinstance(t, gs.Constant) for t in node.inputs[:2]):
+            return "all its inputs are constant"
+        if self._target == "ort" and node.op != "MatMul" and self.stays_float(node):
+            return f"its result must stay float, and ort has no integer {node.op} with that"
+        return ""
+
+    def _reason_against_add(self, node: gs.Node) -> str:
+        if any(isinstance(t, gs.Constant) for t in node.inputs):
+            return "adds a constant, which is cheap and exact in float"
+        if any(c.op in {"LayerNormalization", "ReduceMean"} for c in _readers(node.outputs[0])):
+            return "a residual sum that a LayerNormalization reads; int8 would lose it"
+        if self.stays_float(node):
+            return "its sum reaches an operator that amplifies rounding errors"
+        if not all(id(_computer(t)) in self.quantized for t in node.inputs):
+            return "one of its inputs is made by an operator that stays float"
+        return ""
 
 
-def _outputs(graph: gs.Graph, node: gs.Node, sensitive: set[int]) -> Iterator[gs.Tensor]:
-    tensor = fused_output(graph, node)
-    if id(tensor) not in sensitive and id(node.outputs[0]) not in sensitive:
-        yield tensor
+def _choose_both_sides(rules: _Rules, found: Plan) -> None:
+    """For onnxruntime: inputs and results of the nodes."""
+    for node in found.nodes:
+        results = [] if rules.stays_float(node) else [rules.result(node)]
+        found.integers |= {t.name for t in results}
+        found.tensors |= {t.name: t for t in (*_activations(node), *results)}
+    moved = [t for t in found.tensors.values() if {o.name for o in origin(t)} & found.integers]
+    found.integers |= {t.name for t in moved}
 
 
-def _residual(add: gs.Node, depth: dict[int, int]) -> gs.Tensor:
-    """The operand to quantize: the shorter branch; the other fuses its Conv with the Add."""
-    return min(add.inputs, key=lambda t: depth.get(id(producer(t)), 0))
-
-
-def _depths(graph: gs.Graph) -> dict[int, int]:
+def _choose_inputs(graph: gs.Graph, found: Plan) -> None:
+    """For TensorRT: inputs; of an Add, the shorter branch, so that the other's Conv fuses."""
     depth: dict[int, int] = {}
     for node in graph.nodes:
         above = [depth.get(id(producer(t)), 0) for t in node.inputs]
         depth[id(node)] = 1 + max(above, default=0)
-    return depth
+    for node in found.nodes:
+        chosen = _activations(node)
+        if node.op == "Add":
+            chosen = [min(node.inputs, key=lambda t: depth.get(id(producer(t)), 0))]
+        found.tensors |= {t.name: t for t in chosen}
 
 
-def _chain(node: gs.Node) -> Iterator[gs.Tensor]:
-    """The tensors that reach `node` through elementwise operators alone."""
-    stack, seen = list(node.inputs), set[int]()
+def _activations(node: gs.Node) -> list[gs.Tensor]:
+    return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
+
+
+def _is_integer(node: gs.Node) -> bool:
+    """Whether `node` computes with integers, as shape arithmetic does."""
+    return element_type(node.outputs[0]) not in {None, onnx.TensorProto.FLOAT, *OTHER_FLOATS}
+
+
+def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """The nodes that read a tensor's values, be they moved before."""
+    for node in tensor.outputs:
+        if node.op in SAME_GRID:
+            yield from _readers(node.outputs[0])
+        else:
+            yield node
+
+
+def _computer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes a tensor's values, before they are moved, biased and activated."""
+    maker = producer(tensor)
+    while maker is not None and (maker.op in SAME_GRID | FUSED or is_bias(maker)):
+        maker = producer(next(t for t in maker.inputs if not isinstance(t, gs.Constant)))
+    return maker
+
+
+def _sensitive_tensors(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that reach a sensitive operator through elementwise operators alone."""
+    nodes = [n for sub in subgraphs(graph) for n in sub.nodes if n.op in SENSITIVE]
+    stack = [t for node in nodes if not _by_constant(node) for t in node.inputs]
+    seen: set[int] = set()
     while stack:
         tensor = stack.pop()
         if id(tensor) in seen or isinstance(tensor, gs.Constant):
             continue
         seen.add(id(tensor))
-        yield tensor
         maker = producer(tensor)
         if maker is not None and maker.op in ELEMENTWISE:
             stack += maker.inputs
-
-
-def _sensitive_tensors(graph: gs.Graph) -> set[int]:
-    nodes = [n for n in graph.nodes if n.op in SENSITIVE and not _by_constant(n)]
-    return {id(t) for n in nodes for t in _chain(n)}
+    return seen
 
 
 def _by_constant(node: gs.Node) -> bool:
@@ -172,8 +243,14 @@ def _by_constant(node: gs.Node) -> bool:
 
 
 def _front_end(graph: gs.Graph) -> set[int]:
-    """Every ancestor of an operator that marks a front end, unless it closes a softmax."""
-    stack = [n for n in graph.nodes if n.op in FRONT_END and not _closes_softmax(n)]
+    """Ids of every ancestor of an operator that marks a front end: not of a softmax's logarithm."""
+    logarithms = _of_probabilities(graph)
+    stack = [
+        node
+        for sub in subgraphs(graph)
+        for node in sub.nodes
+        if node.op in FRONT_END and not any(id(t) in logarithms for t in node.inputs)
+    ]
     seen: set[int] = set()
     while stack:
         node = stack.pop()
@@ -183,15 +260,22 @@ def _front_end(graph: gs.Graph) -> set[int]:
     return seen
 
 
-def _closes_softmax(node: gs.Node) -> bool:
-    makers = (producer(t) for t in _chain(node))
-    return any(m is not None and m.op in {"Softmax", "Exp", "Sigmoid"} for m in makers)
+def _of_probabilities(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that come from probabilities through elementwise operators alone."""
+    found: set[int] = set()
+    for sub in subgraphs(graph):
+        for node in sub.nodes:
+            through = node.op in ELEMENTWISE and any(id(t) in found for t in node.inputs)
+            if node.op in PROBABILITIES or through:
+                found |= {id(t) for t in node.outputs}
+    return found
 
 
-def _refuse_bodies(graph: gs.Graph, quantizable: set[str]) -> None:
+def _refuse_bodies(graph: gs.Graph, keep: list[str]) -> None:
     for body in list(subgraphs(graph))[1:]:
         for node in body.nodes:
-            if node.op in quantizable & WEIGHTED:
+            kept = any(fnmatchcase(node.name, pattern) for pattern in keep)
+            if node.op in WEIGHTED and not kept:
                 raise IntqError(
                     f"{node.op} {node.name!r} stands in the body of an If, Loop or Scan, whose "
                     "tensors cannot be calibrated; expected a graph without them; "

@@ -65,7 +65,7 @@ def weight_axis(graph: gs.Graph) -> Iterator[Finding]:
             continue
         rank = _rank(dequantize)
         axis, channels = dequantize.attrs.get("axis", 1), _channel_axis(node, index, rank)
-        if axis % rank != channels:
+        if (axis + rank if axis < 0 else axis) != channels:
             yield finding(
                 dequantize,
                 f"scales along axis {axis} of the weight of {node.op} {node.name!r}",

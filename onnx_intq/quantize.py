@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -18,33 +18,39 @@ from onnx_intq.feeds import Batch, digest, fingerprint, read
 from onnx_intq.frontend import Frontend
 from onnx_intq.graph import (
     check_output,
-    constant,
+    convert_opset,
     file_bytes,
     load,
     metadata,
-    producer,
     require_float32,
     save,
     sha256,
     subgraphs,
 )
-from onnx_intq.placement import QUANTIZABLE
 from onnx_intq.progress import Tick
 from onnx_intq.ranges import Ranges
 from onnx_intq.recipes import PREPARE
 from onnx_intq.registry import parse, render
 from onnx_intq.samples import specs
 from onnx_intq.speech import FRONTEND_KEY
+from onnx_intq.summary import (
+    COMPUTING,
+    Summary,
+    describe_nothing,
+    describe_remaining,
+    quantized_nodes,
+)
 from onnx_intq.transform import CheckFailed, Context, Hook, IntqError, Pass, Report, run
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
 
-COMPUTING = set().union(*QUANTIZABLE.values())
+QDQ_OPSET = 13
+"""Oldest opset with scales per channel."""
 Bar = Callable[[str], AbstractContextManager[Tick]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the ranges come from: the first of ranges, data and synthesis that is given.
+    """Where the ranges come from: a file, real data, or else synthetic data.
 
     Attributes:
         ranges: A file `calibrate` wrote.
@@ -53,6 +59,9 @@ class Source:
         seed: Of the synthetic data.
         frontend: For a manifest, where the model does not record one.
         device: For synthesis.
+
+    Raises:
+        IntqError: Both ranges and data are given.
     """
 
     ranges: Path | None = None
@@ -61,6 +70,13 @@ class Source:
     seed: int = 0
     frontend: Frontend | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.ranges is not None and self.data is not None:
+            raise IntqError(
+                f"both --ranges {self.ranges} and --data {self.data}; expected one, for ranges "
+                "stand in place of data; leave one out"
+            )
 
     @property
     def is_synthetic(self) -> bool:
@@ -81,7 +97,8 @@ class Source:
             found = ranges_file.read(self.ranges)
         else:
             batches = self._batches(original, record, bar)
-            lap("synthesize")
+            if self.is_synthetic:
+                lap("synthesize")
             with bar("calibrate") as tick:
                 found = calibrate(graph, batches, observer=observer, progress=tick)
         record["onnx_intq.ranges_sha256"] = found.sha256
@@ -95,57 +112,18 @@ class Source:
 
     def _batches(self, graph: gs.Graph, record: dict[str, str], bar: Bar) -> Iterable[Batch]:
         if self.data is not None:
+            batches = self.real(graph)
             record["onnx_intq.data_sha256"] = fingerprint(self.data)
-            return self.real(graph)
+            return batches
         from onnx_intq.synthesize import RECIPES, synthesize
 
         recipe = replace(RECIPES[self.method], seed=self.seed)
         with bar("synthesize") as tick:
             made = synthesize(graph, recipe, device=self.device, progress=tick)
-            batches = [result.batch for result in made]
+            synthetic = [result.batch for result in made]
         record["onnx_intq.synthesis"] = str(recipe)
-        record["onnx_intq.data_sha256"] = digest(batches)
-        return batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What was done, for people and for JSON.
-
-    Attributes:
-        quantized: Operator type -> nodes that run on integers.
-        left: (node, reason) for quantizable nodes that stay float.
-        remaining: (node, reason) for BatchNorms that could not be folded.
-        bytes_before, bytes_after: File sizes.
-        drift: Of the outputs on small random feeds.
-        seconds: Stage -> wall time.
-        recipe: The passes, as text that reads back.
-        reports: One per pass.
-    """
-
-    quantized: dict[str, int]
-    left: tuple[tuple[str, str], ...]
-    remaining: tuple[tuple[str, str], ...]
-    bytes_before: int
-    bytes_after: int
-    drift: Drift
-    seconds: dict[str, float]
-    recipe: str
-    reports: tuple[Report, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return {
-            "quantized": self.quantized,
-            "left": self.left,
-            "remaining": self.remaining,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "drift": {"largest": self.drift.largest, "sqnr": self.drift.sqnr},
-            "seconds": self.seconds,
-            "recipe": self.recipe,
-            "passes": [{"pass": str(r.spec), "changes": r.changes} for r in self.reports],
-        }
+        record["onnx_intq.data_sha256"] = digest(synthetic)
+        return synthetic
 
 
 def quantize(
@@ -173,14 +151,17 @@ def quantize(
 
     Raises:
         CheckFailed: BatchNorms stay that nobody allowed; no file is written.
-        IntqError: Bad input, or a pass failed; no file is written.
+        IntqError: Bad input, a pass failed, or nothing could be quantized; no file is written.
     """
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
     graph = load(model)
     require_float(graph)
+    require_matches(graph, passes)
     same = SameFunction(small_feeds(graph))
     same.start(graph)
+    if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
+        convert_opset(graph, QDQ_OPSET)
     hooks: list[Hook] = [well_formed, same] if verify else [well_formed]
     original = graph.copy() if source.is_synthetic else graph
     ctx = Context(facts=known_facts(graph))
@@ -195,6 +176,10 @@ def quantize(
         ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
         ctx.facts.add("calibrated")
     reports += run(graph, passes[split:], ctx, hooks)
+    left = [name for r in reports if "quantized" in r.spec.gives for name, _ in r.skipped]
+    quantized = quantized_nodes(graph, left)
+    if _quantizes(passes) and not quantized:
+        raise IntqError(describe_nothing(ctx.skipped))
     metadata(graph).update(_provenance(model, passes))
     metadata(graph).update({"onnx_intq.observer": observer, "onnx_intq.seed": str(source.seed)})
     clock.lap("passes")
@@ -202,7 +187,7 @@ def quantize(
     save(graph, output)
     clock.lap("save")
     return Summary(
-        quantized=quantized_nodes(graph),
+        quantized=quantized,
         left=tuple(ctx.skipped),
         remaining=tuple(ctx.remaining),
         bytes_before=file_bytes(model),
@@ -236,6 +221,7 @@ def run_recipe(
     if output is not None:
         check_output(output, model, ranges)
     graph = load(model)
+    require_matches(graph, passes)
     ctx = Context(facts=known_facts(graph))
     if ranges is not None:
         found = ranges_file.read(ranges)
@@ -265,6 +251,7 @@ def prepared(model: Path) -> gs.Graph:
     """
     graph = load(model)
     require_float(graph)
+    convert_opset(graph, QDQ_OPSET)
     run(graph, parse(PREPARE), Context())
     return graph
 
@@ -282,16 +269,6 @@ def known_facts(graph: gs.Graph) -> set[str]:
     return facts | ({"quantized"} if "DequantizeLinear" in ops else set())
 
 
-def quantized_nodes(graph: gs.Graph) -> dict[str, int]:
-    """Operator type -> how many nodes compute on dequantized activations."""
-    names = (
-        node.op
-        for node in graph.nodes
-        if node.op in COMPUTING and any(_is_activation(producer(t)) for t in node.inputs)
-    )
-    return dict(sorted(Counter(names).items()))
-
-
 def require_float(graph: gs.Graph) -> None:
     """Refuse models that are quantized already, or not in float32.
 
@@ -307,18 +284,25 @@ def require_float(graph: gs.Graph) -> None:
             )
 
 
-def _is_activation(node: gs.Node | None) -> bool:
-    return node is not None and node.op == "DequantizeLinear" and constant(node, 0) is None
+def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
+    """Refuse patterns of node names that name nothing.
+
+    Raises:
+        IntqError: With the pattern, and a name that would match.
+    """
+    names = [n.name for sub in subgraphs(graph) for n in sub.nodes if n.op in COMPUTING]
+    for spec in passes:
+        chosen = [*getattr(spec, "keep", ()), *(p for p, _ in getattr(spec, "overrides", ()))]
+        for pattern in chosen:
+            if names and not any(fnmatchcase(name, pattern) for name in names):
+                raise IntqError(
+                    f"no node matches {pattern!r}; expected names or patterns of nodes that can "
+                    f"be quantized, such as {names[0]!r}; correct it"
+                )
 
 
-def describe_remaining(remaining: Sequence[tuple[str, str]]) -> str:
-    """One line that names the first BatchNorm that stays, and how many more do."""
-    name, why = remaining[0]
-    more = f" (and {len(remaining) - 1} more)" if len(remaining) > 1 else ""
-    return (
-        f"BatchNormalization {name!r} cannot be folded{more}: {why}; "
-        "expected none to stay; let them stay with --allow-bn"
-    )
+def _quantizes(passes: Sequence[Pass]) -> bool:
+    return any("quantized" in spec.gives for spec in passes)
 
 
 def _is_symmetric(passes: Sequence[Pass]) -> bool:

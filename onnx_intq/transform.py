@@ -6,9 +6,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import onnx_graphsurgeon as gs
+if TYPE_CHECKING:  # the command line imports this module, and must answer at once
+    import onnx_graphsurgeon as gs
 
 FACTS = frozenset({"bn-folded", "calibrated", "quantized"})
 """All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place."""
@@ -94,7 +95,7 @@ class Report:
     seconds: float
 
 
-Hook = Callable[[Pass, gs.Graph], None]
+Hook = Callable[[Pass, "gs.Graph"], None]
 
 
 def run(

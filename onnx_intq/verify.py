@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch
-from onnx_intq.graph import first_line, model_from_graph, weight_bytes
+from onnx_intq.graph import bare_model, first_line, model_from_graph, subgraphs
 from onnx_intq.runtime import Session
 from onnx_intq.samples import specs
 from onnx_intq.transform import Pass, PassError
@@ -23,8 +23,8 @@ from onnx_intq.transform import Pass, PassError
 EPSILON = float(np.finfo(np.float32).eps)
 GROWTH = 16.0
 """Roundings a node may add to the result, in units of epsilon: accumulations in another order."""
-FULL_CHECK_LIMIT = 1 << 30
-"""Bytes of weights above which the type check, which serialises the model, is left out."""
+NUMBERS = "biuf"
+"""Kinds of NumPy types that have a difference: not texts."""
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
@@ -38,18 +38,28 @@ class Drift:
 
 
 def well_formed(spec: Pass, model: gs.Graph) -> None:
-    """Check names, operators, attributes and types of the whole graph.
+    """Check names, operators, attributes, types and shapes of the whole graph.
 
     Raises:
         PassError: The graph is not valid ONNX; the message is the checker's.
     """
     try:
-        proto = model_from_graph(model)
-        onnx.checker.check_model(proto, full_check=weight_bytes(model) < FULL_CHECK_LIMIT)
+        _check_names(model)
+        onnx.checker.check_model(bare_model(model_from_graph(model)), full_check=True)
     except Exception as error:
         raise PassError(
             f"left an invalid graph: {first_line(error)}; this is a bug of {spec.name}"
         ) from error
+
+
+def _check_names(model: gs.Graph) -> None:
+    """Refuse two tensors of one name: written to a file, one would stand for both."""
+    for sub in subgraphs(model):
+        tensors = [t for node in sub.nodes for t in (*node.inputs, *node.outputs)]
+        found: dict[str, gs.Tensor] = {}
+        for tensor in (*sub.inputs, *sub.outputs, *tensors):
+            if tensor.name and found.setdefault(tensor.name, tensor) is not tensor:
+                raise PassError(f"two tensors are named {tensor.name!r}")
 
 
 @dataclass
@@ -94,11 +104,13 @@ class SameFunction:
         return Session(model_from_graph(model)).run(self.feeds)
 
     def _compare(self, spec: Pass, now: Outputs, nodes: int) -> None:
+        if set(now) != set(self._last):
+            raise PassError(f"changed the outputs' names; this is a bug of {spec.name}")
         for name, before in self._last.items():
-            reach = float(np.abs(before).max(initial=0.0))
+            reach = float(np.abs(_finite(before)).max(initial=0.0))
             allowed = GROWTH * EPSILON * max(nodes, 1) * max(reach, 1.0)
-            moved = float(np.abs(now[name].astype(np.float64) - before).max(initial=0.0))
-            if not moved <= allowed:
+            moved = float(_difference(before, now[name]).max(initial=0.0))
+            if moved > allowed:
                 raise PassError(
                     f"moved output {name!r} by {moved:.3g} > {allowed:.3g} although it is exact; "
                     f"this is a bug of {spec.name}"
@@ -109,11 +121,33 @@ def drift(before: Outputs, now: Outputs) -> Drift:
     """Largest difference and SQNR of `now` against `before`, over all floating-point outputs."""
     signal = noise = largest = 0.0
     for name, values in before.items():
-        error = now[name].astype(np.float64) - values
-        largest = max(largest, float(np.abs(error).max(initial=0.0)))
+        if values.dtype.kind != "f":
+            continue
+        error = _difference(values, now[name])
+        largest = max(largest, float(error.max(initial=0.0)))
         noise += float(np.square(error).sum())
-        signal += float(np.square(values.astype(np.float64)).sum())
-    return Drift(largest, 10 * float(np.log10(signal / noise)) if noise and signal else np.inf)
+        signal += float(np.square(_finite(values)).sum())
+    with np.errstate(divide="ignore"):
+        return Drift(largest, 10 * float(np.log10(signal / noise)) if noise else np.inf)
+
+
+def _difference(before: npt.NDArray[Any], now: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Absolute differences; infinite where only one is NaN, and where texts or shapes differ."""
+    if before.shape != now.shape:
+        return np.array([np.inf])
+    if before.dtype.kind not in NUMBERS:
+        return np.where(before == now, 0.0, np.inf)
+    a, b = before.astype(np.float64), now.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=np.inf)
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, apart)
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    if values.dtype.kind not in NUMBERS:
+        return np.zeros(0)
+    numbers = values.astype(np.float64)
+    return numbers[np.isfinite(numbers)]
 
 
 def small_feeds(model: gs.Graph, *, frames: int = 64) -> Batch:

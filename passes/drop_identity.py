@@ -8,13 +8,10 @@ Law: outputs do not change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant, remove, replace_uses, subgraphs
+from onnx_intq.graph import constant, element_type, remove, replace_uses, subgraphs
 from onnx_intq.transform import Context, Pass
 
 
@@ -27,9 +24,8 @@ class DropIdentity(Pass):
         dropped = 0
         for sub in subgraphs(model):
             own = {id(node) for node in sub.nodes}
-            gone = [
-                node for node in sub.nodes if _returns_input(node) and _drop(sub, node, own, ctx)
-            ]
+            found = [node for node in sub.nodes if _returns_input(sub, node)]
+            gone = [node for node in found if _drop(sub, node, own, ctx)]
             remove(sub, gone)
             dropped += len(gone)
         return dropped
@@ -48,23 +44,27 @@ def _drop(graph: gs.Graph, node: gs.Node, own: set[int], ctx: Context) -> bool:
     return True
 
 
-def _returns_input(node: gs.Node) -> bool:
+def _returns_input(graph: gs.Graph, node: gs.Node) -> bool:
+    if node.domain:
+        return False
     if node.op == "Dropout":
-        training = constant(node, 2)
-        given = len(node.inputs) > 2 and not node.inputs[2].is_empty()
-        mask_used = len(node.outputs) > 1 and bool(node.outputs[1].outputs)
-        return not mask_used and (not given or (training is not None and not training.any()))
+        return not _is_training(node) and not _mask_is_used(graph, node)
     if node.op == "Cast":
-        dtype = node.inputs[0].dtype
-        return dtype is not None and _element_type(dtype) == node.attrs["to"]
+        return bool(element_type(node.inputs[0]) == node.attrs["to"])
     if node.op == "Transpose":
         perm = list(node.attrs.get("perm", []))
         return bool(perm) and perm == sorted(perm)
     return bool(node.op == "Identity")
 
 
-def _element_type(dtype: Any) -> int:
-    """ONNX's number of a tensor's type; graphsurgeon holds NumPy types, or numbers for others."""
-    if isinstance(dtype, int):
-        return dtype
-    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+def _is_training(dropout: gs.Node) -> bool:
+    """Whether values are dropped, or may be: the switch is computed at run time."""
+    if len(dropout.inputs) < 3 or dropout.inputs[2].is_empty():
+        return False
+    switch = constant(dropout, 2)
+    return switch is None or bool(switch.any())
+
+
+def _mask_is_used(graph: gs.Graph, dropout: gs.Node) -> bool:
+    masks = dropout.outputs[1:]
+    return any(mask.outputs or any(mask is t for t in graph.outputs) for mask in masks)

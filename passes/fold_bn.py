@@ -11,13 +11,22 @@ Law: outputs do not change but for float32 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant, producer, remove, replace_uses, sole_consumer, subgraphs
+from onnx_intq.graph import (
+    Names,
+    constant,
+    producer,
+    remove,
+    replace_uses,
+    sole_consumer,
+    subgraphs,
+)
 from onnx_intq.transform import Context, Pass
 
 Array = npt.NDArray[Any]
@@ -32,38 +41,46 @@ class FoldBn(Pass):
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Fold, bodies included; return how many were folded."""
-        count = 0
-        for sub in subgraphs(model):
-            folded = []
-            for node in [n for n in sub.nodes if n.op == "BatchNormalization"]:
-                if why := _fold(sub, node):
-                    ctx.remain(node, why)
-                else:
-                    folded.append(node)
-            remove(sub, folded)
-            count += len(folded)
-        return count
+        names = Names(model)
+        return sum(_fold_all(sub, names, ctx) for sub in subgraphs(model))
 
 
-def _fold(graph: gs.Graph, bn: gs.Node) -> str:
+def _fold_all(graph: gs.Graph, names: Names, ctx: Context) -> int:
+    norms = [node for node in graph.nodes if node.op == "BatchNormalization"]
+    own = {id(node) for node in graph.nodes}
+    why = {id(bn): "not tried" for bn in norms}
+    # On the way forward one that goes can free the next one, on the way back the one before it.
+    for bn in (*norms, *reversed(norms)):
+        if why[id(bn)]:
+            why[id(bn)] = _fold(graph, bn, own, names)
+    for bn in norms:
+        if why[id(bn)]:
+            ctx.remain(bn, why[id(bn)])
+    folded = [bn for bn in norms if not why[id(bn)]]
+    remove(graph, folded)
+    return len(folded)
+
+
+def _fold(graph: gs.Graph, bn: gs.Node, own: set[int], names: Names) -> str:
+    """Fold one; return what is in the way, "" if nothing is."""
     affine = _affine(bn)
     if affine is None:
-        return "its statistics are not constant, or it is in training mode"
-    before = producer(bn.inputs[0])
-    into_before = _obstacle_before(graph, bn, before)
-    if before is not None and not into_before:
-        _scale_outputs(before, *affine)
-        name = bn.outputs[0].name
-        replace_uses(graph, bn.outputs[0], before.outputs[0])
-        before.outputs[0].name, bn.outputs[0].name = name, f"{name}_unfolded"
-        return ""
-    after = list(bn.outputs[0].outputs)
-    into_after = _obstacle_after(graph, bn, after, affine[1])
-    if into_after:
+        return "its statistics are not constant and finite, or it is in training mode"
+    before, after = producer(bn.inputs[0]), list(bn.outputs[0].outputs)
+    into_before = _obstacle_before(graph, bn, before, own)
+    into_after = _obstacle_after(graph, bn, after, affine[1]) if into_before else ""
+    if into_before and into_after:
         return f"not into the operator before ({into_before}), nor after ({into_after})"
-    for node in after:
-        _scale_inputs(node, *affine)
-    replace_uses(graph, bn.outputs[0], bn.inputs[0])
+    source, result = bn.inputs[0], bn.outputs[0]
+    name = source.name if into_before else result.name
+    for node in after if into_before else ():
+        _scale_inputs(node, *affine, names)
+    if before is not None and not into_before:
+        _scale_outputs(before, *affine, names)
+    replace_uses(graph, result, source)
+    bn.inputs.clear()
+    bn.outputs.clear()
+    source.name = name
     return ""
 
 
@@ -72,18 +89,20 @@ def _affine(bn: gs.Node) -> tuple[Array, Array] | None:
     if bn.attrs.get("training_mode", 0) or any(v is None for v in values):
         return None
     gamma, beta, mean, variance = (np.asarray(v, np.float64) for v in values)
-    scale = gamma / np.sqrt(variance + float(np.float32(bn.attrs.get("epsilon", 1e-5))))
-    return scale, beta - mean * scale
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(variance + float(np.float32(bn.attrs.get("epsilon", 1e-5))))
+        shift = beta - mean * scale
+    return (scale, shift) if np.isfinite(scale).all() and np.isfinite(shift).all() else None
 
 
-def _obstacle_before(graph: gs.Graph, bn: gs.Node, node: gs.Node | None) -> str:
-    if node is None or node.op not in LINEAR:
+def _obstacle_before(graph: gs.Graph, bn: gs.Node, node: gs.Node | None, own: set[int]) -> str:
+    if node is None or node.op not in LINEAR or id(node) not in own:
         return "it is no convolution or matrix product"
     if sole_consumer(graph, node.outputs[0]) is not bn:
         return f"{node.name}'s result is read elsewhere too"
-    if not isinstance(node.inputs[1], gs.Constant) or (_has_bias(node) and _bias(node) is None):
+    if not _has_constant_weights(node):
         return f"{node.name}'s weights are not constant"
-    if node.op == "MatMul" and not (node.outputs[0].shape and len(node.outputs[0].shape) == 2):
+    if node.op == "MatMul" and not all(len(t.shape or ()) == 2 for t in node.inputs):
         return f"{node.name}'s result is not of rank 2, its channels are not axis 1"
     return ""
 
@@ -94,9 +113,9 @@ def _obstacle_after(graph: gs.Graph, bn: gs.Node, nodes: list[gs.Node], shift: A
     for node in nodes:
         if node.op not in {"Conv", "Gemm"} or node.inputs[0] is not bn.outputs[0]:
             return f"{node.name} is no convolution or Gemm"
-        if not isinstance(node.inputs[1], gs.Constant) or (_has_bias(node) and _bias(node) is None):
+        if not _has_constant_weights(node):
             return f"{node.name}'s weights are not constant"
-        if node.op == "Gemm" and (node.attrs.get("transA", 0) or not bn.inputs[0].shape):
+        if node.attrs.get("transA", 0):
             return f"{node.name} transposes its input"
         if node.op == "Conv" and _pads(node) and shift.any():
             return f"{node.name} pads with zeros after the BatchNormalization"
@@ -108,15 +127,16 @@ def _pads(node: gs.Node) -> bool:
     return any(node.attrs.get("pads", [])) if auto == "NOTSET" else auto != "VALID"
 
 
-def _has_bias(node: gs.Node) -> bool:
-    return len(node.inputs) > 2 and not node.inputs[2].is_empty()
+def _has_constant_weights(node: gs.Node) -> bool:
+    return all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs[1:])
 
 
-def _bias(node: gs.Node) -> Array | None:
-    return constant(node, 2)
+def _bias(node: gs.Node) -> Array:
+    bias = constant(node, 2)
+    return np.zeros(()) if bias is None else bias.astype(np.float64)
 
 
-def _scale_outputs(node: gs.Node, scale: Array, shift: Array) -> None:
+def _scale_outputs(node: gs.Node, scale: Array, shift: Array, names: Names) -> None:
     w = np.asarray(node.inputs[1].values, np.float64)
     if node.op == "MatMul":
         node.op, node.attrs = "Gemm", {}
@@ -129,36 +149,32 @@ def _scale_outputs(node: gs.Node, scale: Array, shift: Array) -> None:
     else:
         w = w * (scale[:, None] if node.attrs.get("transB", 0) else scale)
         w = w * node.attrs.pop("alpha", 1.0)
-    bias = _bias(node) if _has_bias(node) else None
-    beta = node.attrs.pop("beta", 1.0)
-    _set_weights(node, w, (0.0 if bias is None else bias.astype(np.float64) * beta) * scale + shift)
+    bias = _bias(node) * node.attrs.pop("beta", 1.0)
+    _set_weights(node, w, bias * scale + shift, names)
 
 
-def _scale_inputs(node: gs.Node, scale: Array, shift: Array) -> None:
+def _scale_inputs(node: gs.Node, scale: Array, shift: Array, names: Names) -> None:
     w = np.asarray(node.inputs[1].values, np.float64)
-    bias = _bias(node) if _has_bias(node) else None
-    start = 0.0 if bias is None else bias.astype(np.float64)
     if node.op == "Gemm":
         w = w * node.attrs.pop("alpha", 1.0)
         rows = w if node.attrs.get("transB", 0) else w.T
         added = rows @ shift
         w = w * (scale if node.attrs.get("transB", 0) else scale[:, None])
-        _set_weights(node, w, start * node.attrs.pop("beta", 1.0) + added)
+        _set_weights(node, w, _bias(node) * node.attrs.pop("beta", 1.0) + added, names)
         return
     group = node.attrs.get("group", 1)
     grouped = w.reshape(group, -1, *w.shape[1:])
     ones = [1] * (w.ndim - 2)
     added = (grouped * shift.reshape(group, 1, -1, *ones)).reshape(len(w), -1).sum(axis=1)
     w = (grouped * scale.reshape(group, 1, -1, *ones)).reshape(w.shape)
-    _set_weights(node, w, start + added)
+    _set_weights(node, w, _bias(node) + added, names)
 
 
-def _set_weights(node: gs.Node, w: Array, bias: Array) -> None:
-    old = node.inputs[1]
-    name = old.name if len(old.outputs) == 1 else f"{node.outputs[0].name}_weight"
-    weight = gs.Constant(name, np.ascontiguousarray(w, np.float32))
-    node.inputs = [
-        node.inputs[0],
-        weight,
-        gs.Constant(f"{name}_bias", np.ascontiguousarray(bias, np.float32)),
-    ]
+def _set_weights(node: gs.Node, w: Array, bias: Array, names: Names) -> None:
+    old = node.inputs[1:]
+    wishes = (f"{node.outputs[0].name}_weight", f"{old[0].name}_bias")
+    kept = [t.name if len(t.outputs) == 1 else "" for t in old if not t.is_empty()]
+    node.inputs = node.inputs[:1]
+    for values, wish, name in zip_longest((w, bias), wishes, kept):
+        array = np.ascontiguousarray(values, old[0].values.dtype)
+        node.inputs.append(gs.Constant(name or names.new(wish), array))

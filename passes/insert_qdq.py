@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import convert_opset, producer
+from onnx_intq.graph import Names, convert_opset
 from onnx_intq.grid import Grid, affine, symmetric
-from onnx_intq.placement import SAME_GRID, SENSITIVE, Plan, plan
+from onnx_intq.placement import Plan, origin, plan
 from onnx_intq.transform import Context, Pass, PassError, Range
 
 PER_CHANNEL_OPSET, SIXTEEN_BIT_OPSET = 13, 21
@@ -52,40 +52,33 @@ class InsertQdq(Pass):
         for node, why in chosen.skipped:
             ctx.skip(node, why)
         ranges = {n: _range(t, chosen, ctx.ranges) for n, t in chosen.tensors.items()}
+        quantized, names = {id(node) for node in chosen.nodes}, Names(model)
         for name, tensor in chosen.tensors.items():
-            self._quantize(model, tensor, chosen, *ranges[name])
+            everyone = name in chosen.integers
+            readers = [n for n in tensor.outputs if everyone or id(n) in quantized]
+            dq = self._append_pair(model, tensor, ranges[name], names)
+            _let_read(readers, tensor, dq)
+            if everyone and any(tensor is t for t in model.outputs):
+                model.outputs = [dq if t is tensor else t for t in model.outputs]
+                tensor.name, dq.name = names.new(f"{name}_float"), name
         return len(chosen.nodes)
 
-    def _quantize(
-        self, model: gs.Graph, tensor: gs.Tensor, chosen: Plan, low: float, high: float
-    ) -> None:
-        readers = self._readers(tensor, chosen)
-        scale, zero_point, dtype = self._scale(low, high)
-        name = tensor.name
+    def _append_pair(
+        self, model: gs.Graph, tensor: gs.Tensor, limits: Range, names: Names
+    ) -> gs.Variable:
+        scale, zero_point, dtype = self._scale(*limits)
+        name, shape = tensor.name, tensor.shape
         parameters = [
-            gs.Constant(f"{name}_scale", np.asarray(scale, np.float32)),
-            gs.Constant(f"{name}_zp", np.asarray(zero_point, dtype)),
+            gs.Constant(names.new(f"{name}_scale"), np.asarray(scale, np.float32)),
+            gs.Constant(names.new(f"{name}_zp"), np.asarray(zero_point, dtype)),
         ]
-        q, dq = gs.Variable(f"{name}_q"), gs.Variable(f"{name}_dq")
-        for reader in readers:
-            for index, value in enumerate(reader.inputs):
-                if value is tensor:
-                    reader.inputs[index] = dq
-        outputs = [i for i, t in enumerate(model.outputs) if t is tensor]
-        if outputs and self.target == "ort":
-            tensor.name, dq.name = f"{name}_float", name
-            for index in outputs:
-                model.outputs[index] = dq
+        q = gs.Variable(names.new(f"{name}_q"), dtype=dtype, shape=shape)
+        dq = gs.Variable(names.new(f"{name}_dq"), dtype=np.float32, shape=shape)
         model.nodes += [
             gs.Node("QuantizeLinear", f"{name}_q", {}, [tensor, *parameters], [q]),
             gs.Node("DequantizeLinear", f"{name}_dq", {}, [q, *parameters], [dq]),
         ]
-
-    def _readers(self, tensor: gs.Tensor, chosen: Plan) -> list[gs.Node]:
-        if self.target == "ort":
-            return [n for n in tensor.outputs if n.op not in SENSITIVE]
-        quantized = {id(n) for n in chosen.nodes}
-        return [n for n in tensor.outputs if id(n) in quantized]
+        return dq
 
     def _scale(self, low: float, high: float) -> tuple[np.float32, int, np.dtype[np.generic]]:
         if self.target == "tensorrt":
@@ -95,17 +88,19 @@ class InsertQdq(Pass):
         return *affine(low, high, grid), grid.dtype
 
 
+def _let_read(readers: list[gs.Node], tensor: gs.Tensor, dq: gs.Tensor) -> None:
+    for reader in readers:
+        for index, value in enumerate(reader.inputs):
+            if value is tensor:
+                reader.inputs[index] = dq
+
+
 def _range(tensor: gs.Tensor, chosen: Plan, ranges: Mapping[str, Range]) -> Range:
     """The tensor's range; behind operators that only move values, that of their input."""
-    maker = producer(tensor)
-    while maker is not None and maker.op in SAME_GRID:
-        source = maker.inputs[0]
-        if source.name not in chosen.tensors:
-            break
-        tensor, maker = source, producer(source)
-    if tensor.name not in ranges:
+    first = [t for t in origin(tensor) if t.name in chosen.tensors][-1]
+    if first.name not in ranges:
         raise PassError(
-            f"tensor {tensor.name!r} has no range; expected one per quantized tensor; "
+            f"tensor {first.name!r} has no range; expected one per quantized tensor; "
             "calibrate this very model"
         )
-    return ranges[tensor.name]
+    return ranges[first.name]

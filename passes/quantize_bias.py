@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant, producer
+from onnx_intq.graph import Names, constant, producer
 from onnx_intq.transform import Context, Pass
 
 
@@ -29,30 +29,37 @@ class QuantizeBias(Pass):
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Quantize; return how many biases were."""
         nodes = [n for n in model.nodes if n.op in {"Conv", "ConvTranspose", "Gemm"}]
-        return sum(_quantize(model, node, ctx) for node in nodes)
+        names = Names(model)
+        return sum(_quantize(model, node, names, ctx) for node in nodes)
 
 
-def _quantize(model: gs.Graph, node: gs.Node, ctx: Context) -> bool:
+def _quantize(model: gs.Graph, node: gs.Node, names: Names, ctx: Context) -> bool:
     bias = constant(node, 2)
-    x, w = (producer(t) for t in node.inputs[:2])
-    if bias is None or x is None or w is None or not x.op == w.op == "DequantizeLinear":
+    makers = [producer(t) for t in node.inputs[:2]]
+    if bias is None or any(m is None or m.op != "DequantizeLinear" for m in makers):
         return False
-    if bias.ndim != 1 or constant(w, 0) is None or node.attrs.get("beta", 1.0) != 1.0:
+    x_scale, w_scale = (constant(maker, 1) for maker in makers)
+    if x_scale is None or w_scale is None:
+        ctx.skip(node, "its scales are computed at run time, and its bias stays float")
+        return False
+    scale = x_scale * w_scale * np.float32(node.attrs.get("alpha", 1.0))
+    if bias.ndim != 1 or scale.shape not in {(), bias.shape} or node.attrs.get("beta", 1.0) != 1.0:
         ctx.skip(node, "its bias is no plain vector and stays float")
         return False
-    x_scale = x.inputs[1].values * np.float32(node.attrs.get("alpha", 1.0))
-    scale = np.broadcast_to(x_scale * w.inputs[1].values, bias.shape)
+    if not (scale > 0).all():
+        ctx.skip(node, "its scales are not positive, and its bias stays float")
+        return False
+    scale = np.broadcast_to(scale, bias.shape)
     steps = np.rint(bias.astype(np.float64) / scale)
     if np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
         ctx.skip(node, "its bias does not fit into int32 and stays float")
         return False
-    q = steps.astype(np.int32)
     name = f"{node.outputs[0].name}_bias"
     inputs = [
-        gs.Constant(f"{name}_q", q),
-        gs.Constant(f"{name}_scale", np.ascontiguousarray(scale, np.float32)),
+        gs.Constant(names.new(f"{name}_q"), steps.astype(np.int32)),
+        gs.Constant(names.new(f"{name}_scale"), np.ascontiguousarray(scale, np.float32)),
     ]
-    dq = gs.Variable(f"{name}_dq", dtype=np.float32, shape=bias.shape)
-    model.nodes.append(gs.Node("DequantizeLinear", f"{name}_dq", {"axis": 0}, inputs, [dq]))
+    dq = gs.Variable(names.new(f"{name}_dq"), dtype=np.float32, shape=bias.shape)
+    model.nodes.append(gs.Node("DequantizeLinear", dq.name, {"axis": 0}, inputs, [dq]))
     node.inputs[2] = dq
     return True

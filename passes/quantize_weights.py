@@ -20,14 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant, metadata, producer
+from onnx_intq.graph import Names, constant, metadata, producer
 from onnx_intq.grid import quantize, weight_grid, weight_scales
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.transform import Context, Pass, PassError
 
 BITS_KEY = "onnx_intq.bits"
+"""Metadata key of a JSON object: name of a stored weight to the bits of its grid, if not 8."""
 LARGEST_BIAS = 1 << 30
 """Magnitude bound of an int32 bias: the accumulator needs the other half of the range."""
+Read = tuple[gs.Node, int]
+"""A node, and which of its inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +53,28 @@ class QuantizeWeights(Pass):
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Quantize, each shared constant once; return how many weight tensors were quantized."""
         self._check()
-        done: dict[int, gs.Tensor] = {}
-        zeros: dict[tuple[int, ...], gs.Constant] = {}
+        names, zeros = Names(model), dict[tuple[int, ...], gs.Constant]()
         widths: dict[str, int] = json.loads(metadata(model).get(BITS_KEY, "{}"))
-        for node in [n for n in model.nodes if n.op in WEIGHTED]:
-            index = _weight_index(node)
-            if index is None:
-                continue
-            weight = node.inputs[index]
-            if id(weight) not in done:
-                bits = self._bits(node.name)
-                done[id(weight)] = self._dequantized(model, node, index, bits, zeros)
-                if bits != 8:
-                    widths[weight.name] = bits
-            node.inputs[index] = done[id(weight)]
+        shared = self._shared(model)
+        for (_, axis, bits), reads in shared.items():
+            stored, dq = self._append_dequantized(model, reads, axis, bits, names, zeros)
+            if bits != 8:
+                widths[stored.name] = bits
+            for node, index in reads:
+                node.inputs[index] = dq
         if widths:
             metadata(model)[BITS_KEY] = json.dumps(widths, sort_keys=True)
-        return len(done)
+        return len(shared)
+
+    def _shared(self, model: gs.Graph) -> dict[tuple[int, int | None, int], list[Read]]:
+        """(id of the weight, channel axis, bits) -> who reads it so."""
+        shared: dict[tuple[int, int | None, int], list[Read]] = {}
+        for node in model.nodes:
+            index = _weight_index(node)
+            if index is not None:
+                key = id(node.inputs[index]), channel_axis(node, index), self._bits(node.name)
+                shared.setdefault(key, []).append((node, index))
+        return shared
 
     def _check(self) -> None:
         for bits in (self.bits, *(b for _, b in self.overrides)):
@@ -79,32 +87,33 @@ class QuantizeWeights(Pass):
         matching = [bits for pattern, bits in self.overrides if fnmatchcase(name, pattern)]
         return matching[-1] if matching else self.bits
 
-    def _dequantized(
+    def _append_dequantized(
         self,
         model: gs.Graph,
-        node: gs.Node,
-        index: int,
+        reads: list[Read],
+        axis: int | None,
         bits: int,
+        names: Names,
         zeros: dict[tuple[int, ...], gs.Constant],
-    ) -> gs.Tensor:
-        weight, axis = node.inputs[index], channel_axis(node, index)
-        w = weight.values
+    ) -> tuple[gs.Constant, gs.Variable]:
+        node, index = reads[0]
+        name, w = node.inputs[index].name, node.inputs[index].values
         if not np.isfinite(w).all():
-            raise PassError(f"weight {weight.name!r} holds NaN or infinity; expected finite values")
-        scales = np.maximum(weight_scales(w, axis, bits, self.scale), _bias_floor(node, index))
-        q = quantize(w, scales, 0, weight_grid(bits), axis)
+            raise PassError(f"weight {name!r} holds NaN or infinity; expected finite values")
+        scales = weight_scales(w, axis, bits, self.scale)
+        for reader, place in reads:
+            scales = np.maximum(scales, _bias_floor(reader, place))
         if scales.shape not in zeros:
-            name = "weight_zp_" + "x".join(map(str, scales.shape))
-            zeros[scales.shape] = gs.Constant(name, np.zeros(scales.shape, np.int8))
-        inputs = [
-            gs.Constant(f"{weight.name}_q", q),
-            gs.Constant(f"{weight.name}_scale", scales),
-            zeros[scales.shape],
-        ]
-        dq = gs.Variable(f"{weight.name}_dq", dtype=np.float32, shape=w.shape)
+            wish = "weight_zp_" + "x".join(map(str, scales.shape))
+            zeros[scales.shape] = gs.Constant(names.new(wish), np.zeros(scales.shape, np.int8))
+        stored = gs.Constant(
+            names.new(f"{name}_q"), quantize(w, scales, 0, weight_grid(bits), axis)
+        )
+        inputs = [stored, gs.Constant(names.new(f"{name}_scale"), scales), zeros[scales.shape]]
+        dq = gs.Variable(names.new(f"{name}_dq"), dtype=np.float32, shape=w.shape)
         attrs = {} if axis is None else {"axis": axis}
-        model.nodes.append(gs.Node("DequantizeLinear", f"{weight.name}_dq", attrs, inputs, [dq]))
-        return dq
+        model.nodes.append(gs.Node("DequantizeLinear", dq.name, attrs, inputs, [dq]))
+        return stored, dq
 
 
 def channel_axis(node: gs.Node, index: int) -> int | None:
@@ -123,18 +132,20 @@ def _bias_floor(node: gs.Node, index: int) -> npt.NDArray[np.float32] | np.float
 
     Runtimes quantize it so. Dead channels are concerned, as a rule: tiny weights, ordinary bias.
     """
-    bias = constant(node, 2) if node.op != "MatMul" else None
+    bias = constant(node, 2)
     if bias is None or bias.ndim != 1 or index == 0:
         return np.float32(0)
     (dequantize,) = node.inputs[0].inputs
     step = np.float64(dequantize.inputs[1].values) * LARGEST_BIAS
-    floor: npt.NDArray[np.float32] = (np.abs(bias) / step).astype(np.float32)
+    factor = node.attrs.get("beta", 1.0) / node.attrs.get("alpha", 1.0)
+    floor: npt.NDArray[np.float32] = (np.abs(bias * np.float64(factor)) / step).astype(np.float32)
     return floor if channel_axis(node, index) is not None else floor.max()
 
 
 def _weight_index(node: gs.Node) -> int | None:
     """Which input is the constant weight, if the other is a dequantized activation."""
-    for index, other in ((1, 0), (0, 1)):
+    places = {"MatMul": ((1, 0), (0, 1))}.get(node.op, ((1, 0),))
+    for index, other in places if node.op in WEIGHTED else ():
         maker = producer(node.inputs[other])
         if isinstance(node.inputs[index], gs.Constant) and maker is not None:
             return index if maker.op == "DequantizeLinear" else None

@@ -55,7 +55,7 @@ def test_a_child_finds_what_its_parent_finds(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "numpy.py").write_text("raise ImportError('taken from the current folder')")
+    (tmp_path / "served.py").write_text("raise ImportError('taken from the current folder')")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     with pytest.raises(ChildError, match="taken from the current folder"):
         ask("served", {"do": "work"}, folder, 60)

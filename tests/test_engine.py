@@ -1,6 +1,8 @@
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +10,6 @@ import pytest
 
 from onnx_intq import engine, registry
 from onnx_intq.engine import build, parse
-from onnx_intq.engine_profile import Profile
 from onnx_intq.graph import graph_from_model, load, save
 from onnx_intq.models.export import export_named
 from onnx_intq.transform import Context, IntqError, run
@@ -23,6 +24,13 @@ CONVOLUTIONS = """<ir_version: 8, opset_import: ["" : 17]>
         y = Add(c, audio)
     }"""
 RECIPE = "fold_bn, insert_qdq(target='tensorrt'), quantize_weights(scale='minmax')"
+HEADER = '<ir_version: 8, opset_import: ["" : 17, "own" : 1]> g (float[4] x) => (float[4] y)'
+REFUSED = {
+    "asymmetric": f"""{HEADER} <float s = {{1}}, int8 z = {{3}}> {{
+        q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }}""",
+    "named": f"{HEADER} {{ [swoosh] y = own.Swoosh(x) }}",
+    "constant": f"{HEADER} <int8 z = {{3}}> {{ c = Cast<to = 1>(z) y = Mul(x, c) }}",
+}
 needs_library = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install 'onnx_intq[rtx]'"
 )
@@ -50,10 +58,12 @@ def quantize(source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds `float.onnx` and `qdq.onnx`, two convolutions with a residual sum."""
+    """Holds two convolutions with a residual sum, float and quantized, and the refused models."""
     path = tmp_path_factory.mktemp("engine")
     save(graph_from_model(convolutions()), path / "float.onnx")
     quantize(path / "float.onnx", path / "qdq.onnx")
+    for name, text in REFUSED.items():
+        onnx.save(onnx.parser.parse_model(text), path / f"{name}.onnx")
     return path
 
 
@@ -90,36 +100,61 @@ def test_a_model_is_parsed_without_building(folder: Path) -> None:
 
 @pytest.mark.slow
 @needs_library
-def test_what_the_parser_refuses_is_told(folder: Path, tmp_path: Path) -> None:
-    graph = load(folder / "qdq.onnx")
-    quantizer = next(n for n in graph.nodes if n.op == "QuantizeLinear")
-    for node in (quantizer, quantizer.outputs[0].outputs[0]):
-        node.inputs[2] = graph.tensors()[quantizer.inputs[2].name]
-    quantizer.inputs[2].values = np.int8(3).reshape(quantizer.inputs[2].values.shape)
-    save(graph, tmp_path / "bad.onnx")
-    ((node_name, why),) = parse(tmp_path / "bad.onnx").refusals
-    assert node_name == quantizer.name
+def test_what_the_parser_refuses_is_told(folder: Path) -> None:
+    ((node, why),) = parse(folder / "asymmetric.onnx").refusals
+    assert node == "QuantizeLinear number 0"
     assert "ero point" in why
     assert "\n" not in why
-    with pytest.raises(IntqError, match=f"bad.onnx: .* cannot parse node '{quantizer.name}'"):
-        build(tmp_path / "bad.onnx")
+    message = f"^{folder}/asymmetric.onnx: .* cannot parse node 'QuantizeLinear number 0': "
+    with pytest.raises(IntqError, match=message):
+        build(folder / "asymmetric.onnx")
+
+
+def request(folder: Path, model: str = "qdq.onnx", **changes: Any) -> dict[str, Any]:
+    shapes = {"audio": [[1, 16, 8], [1, 16, 16], [2, 16, 32]]}
+    found = {"action": "build", "model": str(folder / model), "backend": "tensorrt-rtx"}
+    return {**found, "compute_capability": "8.6", "shapes": shapes, **changes}
+
+
+@needs_library
+@pytest.mark.parametrize("action", ["parse", "build"])
+def test_the_childs_work(folder: Path, tmp_path: Path, action: str) -> None:
+    answer = engine.answer(request(folder, action=action), tmp_path)
+    assert json.loads(json.dumps(answer)).keys() == answer.keys()
+    assert (tmp_path / "engine").is_file() == (action == "build")
+    if action == "build":
+        assert answer["seconds"] > 0
+        assert answer["layers"].startswith("Layers:")
 
 
 @needs_library
 @pytest.mark.parametrize(
-    ("shapes", "capability", "message"),
+    ("model", "changes", "message"),
     [
-        ({"video": ((1,), (1,), (1,))}, "8.6", "shapes given for 'video'; .* one of: audio"),
-        ({"audio": ((1,), (1,), (1,))}, "8.6", "of input 'audio' do not fit"),
-        ({}, "9.0", r"compute capability '9\.0'; .* builds for 7\.5, .*; change"),
-        ({}, "ampere", "compute capability 'ampere'"),
+        ("qdq.onnx", {"shapes": {"video": []}}, "shapes given for 'video'; .* one of: audio"),
+        ("qdq.onnx", {"shapes": {"audio": [[1]] * 3}}, "of input 'audio' do not fit"),
+        ("qdq.onnx", {"compute_capability": "9.0"}, r"capability '9\.0'; .* builds for 7\.5, "),
+        ("qdq.onnx", {"compute_capability": "any"}, "compute capability 'any'"),
+        ("asymmetric.onnx", {}, "cannot parse node 'QuantizeLinear number 0': .*ero point"),
+        ("named.onnx", {}, "cannot parse node 'swoosh': "),
+        ("constant.onnx", {"shapes": {}}, r"cannot build it: .*Quantized constant \(z\)"),
     ],
 )
-def test_wrong_use_is_refused(
-    folder: Path, shapes: dict[str, Profile], capability: str, message: str
+def test_what_cannot_be_built_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, model: str, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(IntqError, match=f"^{folder / 'qdq.onnx'}: .*{message}"):
-        build(folder / "qdq.onnx", shapes=shapes, compute_capability=capability)
+    with pytest.raises(IntqError, match=message) as caught:
+        engine.answer(request(folder, model, **changes), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_names_the_extra(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(IntqError, match=r"; run: pip install 'onnx_intq\[rtx\]'$"):
+        engine.answer(request(folder), tmp_path)
 
 
 def test_files_and_backends_are_checked_before_a_child_starts(tmp_path: Path) -> None:
@@ -154,23 +189,6 @@ def test_a_library_that_fails_ends_in_one_line(
     with pytest.raises(IntqError, match=message) as caught:
         parse(folder / "qdq.onnx", timeout=timeout)
     assert "\n" not in str(caught.value)
-
-
-@needs_library
-@pytest.mark.parametrize("action", ["parse", "build"])
-def test_the_childs_work(folder: Path, tmp_path: Path, action: str) -> None:
-    request = {
-        "action": action,
-        "model": str(folder / "qdq.onnx"),
-        "backend": "tensorrt-rtx",
-        "compute_capability": "8.6",
-        "shapes": {"audio": [[1, 16, 8], [1, 16, 16], [2, 16, 32]]},
-    }
-    answer = json.loads(json.dumps(engine.answer(request, tmp_path)))
-    assert (tmp_path / "engine").is_file() == (action == "build")
-    assert ("seconds" in answer) == (action == "build")
-    if action == "build":
-        assert answer["layers"].startswith("Layers:")
 
 
 @pytest.mark.slow

@@ -21,15 +21,19 @@ VALUES: dict[str, Any] = {
     "f": np.ones((4, 4, 1), np.float32),
     "b": np.ones(4, np.int32),
     "one": np.int32(1),
+    "wide": np.uint16(0),
+    "many": np.ones(4, np.float32),
+    "zeros": np.zeros(4, np.int8),
     "bias_s": np.float32(0.1) * np.float32(0.1),
     "low": np.float32(0),
     "high": np.float32(6),
 }
+SIGNAL = "2, 4, t"
 FLOAT = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "Gemm", "FusedGemm", "FusedMatMul")
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 
-def model(body: str, shape: str = "2, 4, t", **values: Any) -> onnx.ModelProto:
+def model(body: str, shape: str = SIGNAL, **values: Any) -> onnx.ModelProto:
     rank = shape.count(",") + 1
     proto = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["" : 21]>
@@ -115,6 +119,26 @@ def test_matrix_products_may_give_floats(body: str, shape: str, expected: list[s
     assert runs_in_float(proto) == bool(expected)
 
 
+def test_what_cannot_be_decided_is_passed_over() -> None:
+    relu = f"{IN} k = Conv(d, v) c = Relu(k)"
+    computed = f"{relu} e = Abs(s) p = QuantizeLinear(c, e, z) y = DequantizeLinear(p, e, z)"
+    assert rules(model(computed)) == []
+    wide = f"{relu} p = QuantizeLinear(c, s, wide) y = DequantizeLinear(p, s, wide)"
+    assert rules(model(wide)) == []
+    bias = BIAS.replace("e = Deq", "t = Abs(bias_s) e = Deq").replace("b, bias_s", "b, t")
+    assert rules(model(bias)) == []
+
+
+def test_scales_of_0_and_of_other_sizes_are_named_not_divided_by() -> None:
+    clip = model(f"{IN} k = Conv(d, v) c = Relu(k) {OUT}", s=np.float32(0))
+    assert {rule for rule, _ in rules(clip)} == {"scale"}
+    bias = BIAS.replace("(w, s, o)", "<axis = 0>(w, many, zeros)")
+    many = {"many": np.full(4, 0.1, np.float32), "zeros": np.zeros(4, np.int8)}
+    assert rules(model(bias, SIGNAL, **many)) == []
+    wrong = model(bias, SIGNAL, **many, bias_s=np.full(3, VALUES["bias_s"]))
+    assert rules(wrong) == [("bias", "Conv_4")]
+
+
 def test_stored_integers_of_unknown_type_are_passed_over() -> None:
     body = f"{IN} c = Conv(d, v) {OUT}"
     graph = graph_from_model(model(body))
@@ -140,7 +164,7 @@ def test_the_rule_foretells_what_onnxruntime_fuses(data: st.DataObject) -> None:
     result = "k" if activation else "c"
     body = f"""{IN} e = DequantizeLinear(b, bias_s) {result} = {op}(d, v{bias}) {activation}
         {out} {shared}"""
-    shapes = {"Conv": "2, 4, t", "MatMul": "2, t, 4", "Gemm": "t, 4"}
+    shapes = {"Conv": SIGNAL, "MatMul": "2, t, 4", "Gemm": "t, 4"}
     proto = model(body, shapes[op], z=zero, **({} if op == "Conv" else MATRIX))
     for name in ("m", "n"):
         if f" {name} = " in f" {body}":

@@ -98,11 +98,10 @@ class Bench:
 
         return self.made("real", make, ".npz")
 
-    @property
-    def random_feeds(self) -> Path:
-        """U[-3, 3], as much as the zero-shot data."""
-        command = ("synthesize", self.float_model, "--method", "random", "-o")
-        return self.made("random", lambda path: _cli(*command, path), ".npz")
+    def synthetic_feeds(self, method: str) -> Path:
+        """What `quantize` makes by itself; made once for several models."""
+        command = ("synthesize", self.float_model, "--method", method, "-o")
+        return self.made(method, lambda path: _cli(*command, path), ".npz")
 
     def peer(self, name: str, data: Path, signed: bool) -> Path:
         """A model by onnxruntime's quantizer: min-max, QDQ, per channel, the same data."""
@@ -112,13 +111,14 @@ class Bench:
 
 def accuracy(bench: Bench) -> None:
     """Word errors on speech_dev."""
-    real, random = bench.real_feeds, bench.random_feeds
+    real, random = bench.real_feeds, bench.synthetic_feeds("random")
+    zero = ("--data", bench.synthetic_feeds("kl"))
     models = {
         "float": bench.float_model,
         "W8A8 zero-shot, ort": bench.ours("zs-ort"),
-        "W8A8 zero-shot, tensorrt": bench.ours("zs-trt", "--target", "tensorrt"),
-        "W6A8 zero-shot, ort": bench.ours("zs-ort-w6", "-w", 6),
-        "W4A8 zero-shot, ort": bench.ours("zs-ort-w4", "-w", 4),
+        "W8A8 zero-shot, tensorrt": bench.ours("zs-trt", *zero, "--target", "tensorrt"),
+        "W6A8 zero-shot, ort": bench.ours("zs-ort-w6", *zero, "-w", 6),
+        "W4A8 zero-shot, ort": bench.ours("zs-ort-w4", *zero, "-w", 4),
         "W8A8 24 real utterances, ort": bench.ours("real-ort", "--data", real),
         "W8A8 24 real utterances, tensorrt": bench.ours(
             "real-trt", "--data", real, "--target", "tensorrt"
@@ -193,7 +193,7 @@ def costs(bench: Bench) -> None:
     models = {
         "float": bench.float_model,
         "W8A8": bench.ours("zs-ort"),
-        "W6A8": bench.ours("zs-ort-w6", "-w", 6),
+        "W6A8": bench.ours("zs-ort-w6", "--data", bench.synthetic_feeds("kl"), "-w", 6),
     }
     found = {name: cost(graph.load(path)) for name, path in models.items()}
     first = found["float"]
