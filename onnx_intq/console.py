@@ -76,7 +76,8 @@ def show_synthesis(
         )
         sums = (sum(first.before.values()), sum(first.after.values()))
         click.echo(f"sum {sums[0]:.1f} before, {sums[1]:.1f} after {len(first.losses)} steps")
-    click.echo(f"wrote {len(results)} batches to {output}")
+    count = len(results)
+    click.echo(f"wrote {count} {'batch' if count == 1 else 'batches'} to {output}")
     if plot:
         click.echo(f"wrote the picture {plot}")
 

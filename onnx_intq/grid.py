@@ -116,7 +116,9 @@ def _smallest_error(
     rows: Float, largest: npt.NDArray[np.float32], grid: Grid
 ) -> npt.NDArray[np.float32]:
     best, scales = np.full(len(rows), np.inf), largest
-    for factor in np.linspace(1.0, 0.3, 71):
+    # The fewer bits, the more it pays to cut off: most at 0.3 of the largest weight for 2 bits.
+    lowest = 0.05 if grid.bits < 4 else 0.3
+    for factor in np.linspace(1.0, lowest, round(100 * (1 - lowest)) + 1):
         tried = _float32_scales(largest * factor)
         steps = tried.astype(np.float64)[:, None]
         q = np.clip(np.rint(rows / steps), grid.low, grid.high)

@@ -25,7 +25,7 @@ class Latent:
     """A tensor that is free, or white noise behind one first-order autoregressive filter per axis.
 
     Attributes:
-        noise: What to optimise; longer than the input by the filter's memory along each axis.
+        noise: What to optimise, of the input's shape.
         axes: The axes to filter along.
         correlation: Of neighbours along these axes, 0 <= correlation < 1.
         normalized: The axis along which the input has mean 0 and deviation 1, as a front end
@@ -62,26 +62,30 @@ def correlated(
 ) -> Latent:
     """Standard normal values, float32, correlated along all axes but the first.
 
-    The autocovariance is correlation^distance along each of them, but for the cut-off taps.
+    The covariance is correlation^distance along each of them, but for the cut-off taps.
     `normalized` is `Latent`'s.
     """
-    memory = len(taps(correlation)) - 1
     axes = tuple(range(1, len(shape)))
-    sizes = [size + memory * (axis in axes) for axis, size in enumerate(shape)]
-    return Latent(torch.randn(sizes, generator=generator), axes, correlation, normalized)
+    noise = torch.randn(tuple(shape), generator=generator)
+    return Latent(noise, axes, correlation, normalized)
 
 
 def taps(correlation: float) -> Tensor:
     """The impulse response of a first-order autoregressive filter, of norm 1: float32 [taps]."""
     count = 1 + math.ceil(math.log(NEGLIGIBLE) / math.log(correlation)) if correlation else 1
-    response = correlation ** torch.arange(count, dtype=torch.float64)
-    return (response / response.norm()).float()
+    exponents = torch.arange(count, dtype=torch.float64)
+    response = torch.full_like(exponents, correlation).pow(exponents)
+    return response.div(response.norm()).float()
 
 
 def _filter(x: Tensor, axis: int, response: Tensor) -> Tensor:
-    """Convolve along `axis`, without padding."""
+    """Filter along `axis`; the first value stands for all before it, so that no variance is lost.
+
+    It is the Cholesky factor of the values' covariance that is multiplied with, in other words.
+    """
     moved = x.movedim(axis, -1)
-    rows = moved.reshape(-1, 1, moved.shape[-1])
-    y = F.conv1d(rows, response.flip(0).reshape(1, 1, -1))
-    filtered: Tensor = y.reshape(*moved.shape[:-1], -1).movedim(-1, axis)
+    first, rest = moved[..., :1] / response[0], moved[..., 1:]
+    rows = torch.cat([first, rest], dim=-1).reshape(-1, 1, moved.shape[-1])
+    y = F.conv1d(F.pad(rows, (len(response) - 1, 0)), response.flip(0).reshape(1, 1, -1))
+    filtered: Tensor = y.reshape(moved.shape).movedim(-1, axis)
     return filtered

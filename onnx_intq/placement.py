@@ -218,7 +218,8 @@ def _computer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes a tensor's values, before they are moved, biased and activated."""
     maker = producer(tensor)
     while maker is not None and (maker.op in SAME_GRID | FUSED or is_bias(maker)):
-        maker = producer(next(t for t in maker.inputs if not isinstance(t, gs.Constant)))
+        computed = (t for t in maker.inputs if not isinstance(t, gs.Constant))
+        maker = producer(next(computed, maker.inputs[0]))
     return maker
 
 

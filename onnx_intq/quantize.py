@@ -40,7 +40,15 @@ from onnx_intq.summary import (
     describe_remaining,
     quantized_nodes,
 )
-from onnx_intq.transform import CheckFailed, Context, Hook, IntqError, Pass, Report, run
+from onnx_intq.transform import (
+    CheckFailed,
+    Context,
+    Hook,
+    IntqError,
+    Pass,
+    Report,
+    run,
+)
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
 
 QDQ_OPSET = 13
@@ -176,10 +184,10 @@ def quantize(
         ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
         ctx.facts.add("calibrated")
     reports += run(graph, passes[split:], ctx, hooks)
-    left = [name for r in reports if "quantized" in r.spec.gives for name, _ in r.skipped]
-    quantized = quantized_nodes(graph, left)
+    left = [entry for r in reports if "quantized" in r.spec.gives for entry in r.skipped]
+    quantized = quantized_nodes(graph, {name for name, _ in left})
     if _quantizes(passes) and not quantized:
-        raise IntqError(describe_nothing(ctx.skipped))
+        raise IntqError(describe_nothing(left))
     metadata(graph).update(_provenance(model, passes))
     metadata(graph).update({"onnx_intq.observer": observer, "onnx_intq.seed": str(source.seed)})
     clock.lap("passes")

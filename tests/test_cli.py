@@ -106,7 +106,7 @@ def test_synthesize_writes_feeds(there: Path, speech: Path, command: Command) ->
     code, out, err = command("synthesize", "m.onnx", "-o", "f.npz", *QUICK, *plot)
     assert (code, err) == (0, "")
     assert "KL divergence per BatchNorm, first batch: the 1 largest of 1" in out
-    assert out.endswith("wrote 1 batches to f.npz\nwrote the picture p.png\n")
+    assert out.endswith("wrote 1 batch to f.npz\nwrote the picture p.png\n")
     assert (there / "p.png").read_bytes().startswith(b"\x89PNG")
     found = printed(command("synthesize", "m.onnx", "-o", "g.npz", *QUICK, "--json"))
     assert (found["output"], found["batches"], len(found["loss"][0])) == ("g.npz", 1, 5)
@@ -156,6 +156,7 @@ def test_quantize_reports_what_it_did(quantized: Path, command: Command) -> None
     assert "left       1: kept float by request (Conv_0)\n" in out
 
 
+@pytest.mark.slow
 def test_quantize_needs_nothing_but_the_model(there: Path, command: Command) -> None:
     found = printed(command("quantize", "m.onnx", "-o", "q.onnx", "--json"))
     assert found["quantized"] == {"Conv": 2}

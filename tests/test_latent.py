@@ -37,6 +37,17 @@ def test_neighbours_along_every_axis_but_the_first_correlate(axis: int) -> None:
     assert abs((x[1:] * x[:-1]).mean().item()) < 0.12
 
 
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(st.integers(1, 60), st.floats(0.0, 0.95))
+def test_the_filter_multiplies_with_the_cholesky_factor(size: int, correlation: float) -> None:
+    noise = torch.eye(size)
+    factor = Latent(noise, (1,), correlation).value().T.double()
+    distance = (torch.arange(size)[:, None] - torch.arange(size)).abs()
+    covariance = torch.full((size, size), correlation, dtype=torch.float64).pow(distance)
+    # The cut-off taps, and their share in the norm of the others, are at most NEGLIGIBLE each.
+    torch.testing.assert_close(factor @ factor.T, covariance, rtol=0, atol=2 * NEGLIGIBLE)
+
+
 def test_without_correlation_the_noise_is_the_input() -> None:
     latent = correlated((2, 3, 5), 0.0, generator())
     assert torch.equal(latent.value(), latent.noise)

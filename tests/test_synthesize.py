@@ -119,9 +119,10 @@ def test_a_search_that_stalls_ends_early() -> None:
 def test_the_divergence_is_that_of_two_gaussians() -> None:
     x = torch.randn(64, 2, 512, generator=torch.Generator().manual_seed(0)) * 2 + 1
     norm = Norm("n", "x", torch.tensor([1.0, 0.0]), torch.tensor([4.0, 1.0]), 0.0)
-    # From N(0, 1) to N(1, 4): ln 2 - 1/2 + (1 + 1) / 8. The sample moves it by about 1 / sqrt(32768).
+    # Channel 0 fits. Channel 1: of N(0, 1) from N(1, 4), ln 2 - 1/2 + (1 + 1) / 8. The sample's
+    # mean and deviation are off by about 2 / sqrt(32768), five times which is allowed.
     expected = (0 + math.log(2) - 0.5 + 2 / 8) / 2
-    assert divergence(x, norm).item() == pytest.approx(expected, abs=5 / math.sqrt(64 * 512))
+    assert divergence(x, norm).item() == pytest.approx(expected, abs=10 / math.sqrt(64 * 512))
 
 
 def test_a_dead_channel_weighs_no_more_than_others() -> None:
@@ -132,12 +133,12 @@ def test_a_dead_channel_weighs_no_more_than_others() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(IntqError, match="became nan at step 0.*lower --lr"):
+    with pytest.raises(IntqError, match=r"became nan at step 0.*lower --lr"):
         list(synthesize(network(variance="nan, 1.0, 1.0"), SHORT))
 
 
 def test_a_model_without_batch_norm_is_refused() -> None:
-    with pytest.raises(IntqError, match="no BatchNormalization.*--data"):
+    with pytest.raises(IntqError, match=r"no BatchNormalization.*--data"):
         list(synthesize(network(body="y = Conv(x, w)"), SHORT))
 
 
@@ -148,7 +149,7 @@ def test_statistics_computed_at_run_time_do_not_count() -> None:
 
 def test_other_integers_are_refused() -> None:
     inputs = "float[batch, 2, time] x, int64[batch, time] tokens"
-    with pytest.raises(IntqError, match="tokens.*cannot be optimised"):
+    with pytest.raises(IntqError, match=r"tokens.*cannot be optimised"):
         list(synthesize(network(inputs), SHORT))
 
 

@@ -125,6 +125,7 @@ def test_text_is_what_is_heard(voices: Any, seed: int) -> None:
     assert 2 <= len(string.text.split()) <= 7
 
 
+@pytest.mark.slow
 @few
 @given(SEEDS, st.floats(0.8, 1.2))
 def test_speed_divides_the_length(voices: Any, seed: int, factor: float) -> None:
@@ -237,6 +238,7 @@ def test_masks_are_bands_of_mels_and_spans_of_frames(seed: int) -> None:
         assert int(frames.sum()) <= trainer.MASKS * trainer.MASKED_FRAMES
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_network_is_small_and_quickening_keeps_its_function() -> None:
     torch.manual_seed(0)
     network = QuartzNet(trainer.digits_config()).eval()
@@ -272,7 +274,7 @@ def test_settling_gives_the_mean_of_the_batches_statistics() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_training_learns_and_repeats_itself(voices: Any) -> None:
-    plan = trainer.Plan(steps=12, batch=2, settling=2)
+    plan = trainer.Plan(steps=10, batch=1, settling=2)
     states = [trainer.train(voices, plan).state_dict() for _ in range(2)]
     for name, values in states[0].items():
         assert torch.equal(values, states[1][name]), name
@@ -332,6 +334,14 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("option", ["--steps", "--batch", "--threads"])
+def test_numbers_are_above_zero(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        trainer.main(["train", "-o", "m.nemo", option, "0"])
+    assert caught.value.code == 2
+    assert f"argument {option}: 0; expected at least 1" in capsys.readouterr().err
+
+
 def test_shipped_model_is_that_of_the_tool_and_small() -> None:
     file = PRETRAINED / "digits.nemo"
     model = read_nemo(file)
@@ -341,6 +351,7 @@ def test_shipped_model_is_that_of_the_tool_and_small() -> None:
     assert file.stat().st_size < 2_000_000
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_shipped_model_understands_the_shipped_speech() -> None:
     model = read_nemo(PRETRAINED / "digits.nemo")
     utterances = read_manifest(PRETRAINED / "digits" / "manifest.json")

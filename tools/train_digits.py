@@ -265,19 +265,27 @@ def _parser() -> argparse.ArgumentParser:
     plan = Plan()
     add = commands.add_parser("train", help="train and write a .nemo file").add_argument
     add("-o", dest="output", type=Path, required=True, help="the .nemo file to write")
-    add("--steps", type=int, default=plan.steps, help="batches to train on (%(default)s)")
-    add("--batch", type=int, default=plan.batch, help="strings per batch (%(default)s)")
+    add("--steps", type=_whole, default=plan.steps, help="batches to train on (%(default)s)")
+    add("--batch", type=_whole, default=plan.batch, help="strings per batch (%(default)s)")
     add("--minutes", type=float, default=plan.minutes, help="give up after these (%(default)s)")
-    add("--threads", type=int, default=1, help="results depend on it (%(default)s)")
+    add("--threads", type=_whole, default=1, help="results depend on it (%(default)s)")
     commands.choices["train"].set_defaults(run=_run_train)
     add = commands.add_parser("test-set", help="write held-out strings").add_argument
     add("-o", dest="output", type=Path, required=True, help="the folder to write")
-    add("--count", type=int, default=HELD_OUT_STRINGS, help="strings (%(default)s)")
+    add("--count", type=_whole, default=HELD_OUT_STRINGS, help="strings (%(default)s)")
     commands.choices["test-set"].set_defaults(run=_run_test_set)
     for command in commands.choices.values():
         command.add_argument("--seed", type=int, default=plan.seed, help="%(default)s")
         command.add_argument("--assets", type=Path, default=ASSETS, help="holds fsdd/")
     return parser
+
+
+def _whole(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; expected at least 1")
+    return number
 
 
 def _run_train(options: argparse.Namespace) -> None:

@@ -1,0 +1,180 @@
+"""Reports: one JSON object, or text that a reader can use."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnx_intq import console, registry
+from onnx_intq.check import Problem
+from onnx_intq.cost import Cost, NodeCost
+from onnx_intq.evaluate import Evaluation, Hypothesis, evaluation
+from onnx_intq.runtime import Timing
+from onnx_intq.summary import Summary
+from onnx_intq.synthesize import Result
+from onnx_intq.transform import CheckFailed, Report
+from onnx_intq.verify import Drift
+
+Captured = pytest.CaptureFixture[str]
+(FOLD, INSERT) = registry.parse("fold_bn, insert_qdq")
+
+
+def summary(drift: Drift, left: tuple[tuple[str, str], ...] = ()) -> Summary:
+    return Summary(
+        quantized={"Add": 1, "Conv": 2},
+        left=left,
+        remaining=(),
+        bytes_before=4_000_000,
+        bytes_after=1_000_000,
+        drift=drift,
+        seconds={"load": 1.0, "passes": 0.25},
+        recipe="fold_bn, insert_qdq",
+        reports=(Report(FOLD, 3, (), 0.5),),
+    )
+
+
+def read(capsys: Captured) -> dict[str, Any]:
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    found = json.loads(captured.out, parse_constant=pytest.fail)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_summaries_are_told(capsys: Captured) -> None:
+    left = (*((f"node{i}", "why not") for i in range(5)), ("other", "because"))
+    console.show_quantization(summary(Drift(0.125, 30.04), left), Path("q.onnx"), as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "quantized  3 nodes: 1 Add, 2 Conv",
+        "left       5: why not (node0, node1, node2, ...)",
+        "left       1: because (other)",
+        "size       4.00 MB -> 1.00 MB (4.00 times smaller)",
+        "drift      SQNR 30.0 dB, largest 0.125, on random input",
+        "seconds    1.2: load 1.0, passes 0.2",
+        "recipe     fold_bn, insert_qdq",
+        "wrote      q.onnx",
+    ]
+
+
+def test_summaries_as_json_say_everything(capsys: Captured) -> None:
+    console.show_quantization(
+        summary(Drift(0.125, 30.0), (("a", "b"),)), Path("q.onnx"), as_json=True
+    )
+    assert read(capsys) == {
+        "output": "q.onnx",
+        "quantized": {"Add": 1, "Conv": 2},
+        "left": [["a", "b"]],
+        "remaining": [],
+        "bytes_before": 4_000_000,
+        "bytes_after": 1_000_000,
+        "drift": {"largest": 0.125, "sqnr": 30.0},
+        "seconds": {"load": 1.0, "passes": 0.25},
+        "recipe": "fold_bn, insert_qdq",
+        "passes": [{"pass": "fold_bn", "changes": 3}],
+    }
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_json_cannot_say_is_null(capsys: Captured, value: float) -> None:
+    console.show_quantization(summary(Drift(0.0, value)), Path("q.onnx"), as_json=True)
+    assert read(capsys)["drift"] == {"largest": 0.0, "sqnr": None}
+    report = Report(INSERT, 1, (("a", "b"),), 0.5)
+    console.show_reports([report], {"insert_qdq": Drift(value, 1.0)}, as_json=True)
+    assert read(capsys) == {
+        "passes": [
+            {
+                "pass": "insert_qdq",
+                "changes": 1,
+                "skipped": [["a", "b"]],
+                "seconds": 0.5,
+                "drift": {"largest": None, "sqnr": 1.0},
+            }
+        ]
+    }
+
+
+def test_reports_tell_the_drift_of_inexact_passes(capsys: Captured) -> None:
+    reports = [Report(FOLD, 3, (), 0.004), Report(INSERT, 20, (("a", "b"),), 1.5)]
+    for drifts, told in (({"insert_qdq": Drift(1.0, 42.0)}, "SQNR 42.0 dB"), ({}, "-")):
+        console.show_reports(reports, drifts, as_json=False)
+        rows = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+        assert rows[0].split() == ["pass", "changes", "left", "alone", "seconds", "drift"]
+        assert rows[2].split(maxsplit=4) == ["fold_bn", "3", "0", "0", "exact"]
+        assert rows[3].split(maxsplit=4) == ["insert_qdq", "20", "1", "1.5", told]
+        assert rows[4] == "left       1: b (a)"
+
+
+def test_data_of_models_without_batchnorms_is_just_written(capsys: Captured) -> None:
+    result = Result(batch={}, before={}, after={}, losses=[])
+    console.show_synthesis([result] * 2, Path("f.npz"), None, as_json=False)
+    assert capsys.readouterr().out == "wrote 2 batches to f.npz\n"
+
+
+def test_long_lists_of_problems_are_cut_and_counted(capsys: Captured) -> None:
+    problems = [
+        Problem(node=f"n{i}", rule="scale", message="too small; raise it") for i in range(15)
+    ]
+    problems.append(Problem(node="model", rule="opset", message="too old"))
+    with pytest.raises(CheckFailed, match="16 problems for target ort"):
+        console.show_problems(problems, "ort", as_json=False)
+    out = capsys.readouterr().out
+    assert "16 problems for ort" in out
+    assert out.count("too small") == console.SHOWN
+    assert out.endswith("scale: 15, opset: 1\n")
+    with pytest.raises(CheckFailed):
+        console.show_problems(problems, "ort", as_json=True)
+    assert len(read(capsys)["problems"]) == 16
+    console.show_problems([], "ort", as_json=True)
+    assert read(capsys) == {"target": "ort", "problems": []}
+
+
+def test_evaluations_are_told_by_split(capsys: Captured) -> None:
+    said = [("clean", "a b", "a b", "a"), ("other", "a b", "b", "a")]
+    hypotheses = [
+        Hypothesis(audio="", split=split, reference=reference, text=text, against=against)
+        for split, reference, text, against in said
+    ]
+    found: Evaluation = evaluation(hypotheses)
+    console.show_evaluation(found, as_json=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["clean", "1", "2", "0", "0", "100"] in rows
+    assert ["all", "2", "4", "1", "25", "100"] in rows
+    console.show_evaluation(found, as_json=True)
+    assert read(capsys)["wer"] == 25
+
+
+def test_costs_name_what_is_not_counted(capsys: Captured) -> None:
+    node = NodeCost(name="c", op="Conv", macs=10**9, bits=(8, 8))
+    found = Cost(
+        parameters=2_500_000,
+        weight_bytes=10_000_000,
+        inputs={},
+        nodes=(node,) * 3,
+        uncounted=("Custom", "Loop"),
+    )
+    console.show_cost(found, 10.0, as_json=False)
+    out = capsys.readouterr().out
+    assert "parameters  2.50 M in 10.00 MB\nMACs        3.000 G for 10 s of audio\n" in out
+    assert "BOPs        0.192 T\n" in out
+    assert out.endswith("not counted: Custom, Loop\n")
+    console.show_cost(found, 10.0, as_json=True)
+    assert read(capsys)["by_op"] == {"Conv": {"nodes": 3, "macs": 3 * 10**9, "bops": 192 * 10**9}}
+
+
+def test_timings_are_ratios_to_the_first(capsys: Captured) -> None:
+    first = Timing(median=0.02, low=0.01, high=0.03, ratio=1.0, rounds=5)
+    second = Timing(median=0.005, low=0.004, high=0.006, ratio=0.25, rounds=5)
+    models = [Path("a.onnx"), Path("b.onnx")]
+    console.show_timings(models, [first, second], 10.0, as_json=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a.onnx", "20", "10", "30", "1"] in rows
+    assert ["b.onnx", "5", "4", "6", "4"] in rows
+
+
+def test_names_are_no_markup(capsys: Captured) -> None:
+    console.table("[bold]title", ("name", "value"), [("[red]node[/red]", 1.5)])
+    out = capsys.readouterr().out
+    assert "[bold]title" in out
+    assert "[red]node[/red]" in out
