@@ -102,7 +102,7 @@ class QuantizeWeights(Pass):
             raise PassError(f"weight {name!r} holds NaN or infinity; expected finite values")
         scales = weight_scales(w, axis, bits, self.scale)
         for reader, place in reads:
-            scales = np.maximum(scales, _bias_floor(reader, place))
+            scales = np.asarray(np.maximum(scales, _bias_floor(reader, place)))
         if scales.shape not in zeros:
             wish = "weight_zp_" + "x".join(map(str, scales.shape))
             zeros[scales.shape] = gs.Constant(names.new(wish), np.zeros(scales.shape, np.int8))

@@ -6,11 +6,7 @@ import json
 import os
 import re
 import resource
-import select
-import signal
-import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -361,18 +357,6 @@ def test_a_disk_that_fills_up_is_named(
     assert "o.onnx: cannot be written: No space left on device; nothing was left behind" in found
 
 
-def test_an_interrupt_is_told_in_one_line(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("onnx_intq.registry.load", interrupt)
-    code, out, err = command("passes", "fold_bn")
-    assert (code, out) == (130, "")
-    assert err.strip() == "error: interrupted; no file was left half written"
-
-
 def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise RuntimeError(f"no pass {name}, for we have a bug")
@@ -389,45 +373,3 @@ def test_what_others_log_does_not_reach_stdout(there: Path, command: Command) ->
     code, out, err = command("cost", "two.onnx", "--json")
     assert (code, err) == (0, "")
     json.loads(out)
-
-
-def interrupt(folder: Path, line: str) -> tuple[int, str]:
-    """Press Ctrl-C once the progress bar of the command shows; return exit code and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "onnx_intq.cli", *line.split()],
-        cwd=folder,
-        # A terminal to draw on, and Ctrl-C as a shell leaves it, whatever started these tests.
-        env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm", "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    seen, deadline = b"", time.monotonic() + 120
-    while b"/" not in seen and time.monotonic() < deadline:  # as in "3/2000"
-        if select.select([process.stderr], [], [], 1)[0]:
-            seen += os.read(process.stderr.fileno(), 4096)
-        if process.poll() is not None:
-            break
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    return process.returncode, (seen + rest).decode()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "line",
-    [
-        "synthesize m.onnx -o o.npz --batches 9 --frames 2000 --method qasr",
-        "quantize m.onnx -o o.onnx --method qasr",
-    ],
-)
-def test_an_interrupt_leaves_no_half_files(there: Path, line: str) -> None:
-    with unchanged(there):
-        code, err = interrupt(there, line)
-    assert code == 130
-    assert "synthesize" in err  # it was under way
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", err)
-    told = [text for text in plain.splitlines() if "error" in text or "Traceback" in text]
-    assert told == ["error: interrupted; no file was left half written"]
-    assert plain.endswith(told[0] + "\n")
