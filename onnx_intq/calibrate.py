@@ -24,7 +24,7 @@ from onnx_intq.samples import Sampler, specs
 from onnx_intq.segments import Segments
 from onnx_intq.transform import IntqError
 
-FUSED = {"BatchNormalization", "Relu", "Clip"}
+FUSED = {"Relu", "Clip"}
 """Operators that run inside the one before them, whose own result then never exists."""
 GRIDS = {"": Grid(8, signed=False), "_symmetric": Grid(8, signed=True)}
 """The grids that ranges are searched for, by the suffix of the observer's name in the file."""

@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ CONTEXT = {
 
 def main() -> None:
     """Run a command; every error a user can cause is one line on stderr."""
+    # Read when torch is loaded. Threads that wait actively make a shared machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(prog_name="onnx-intq", standalone_mode=False)
     except click.Abort:

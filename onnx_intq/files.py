@@ -70,6 +70,8 @@ def check_output(output: str | Path, *inputs: str | Path | None) -> None:
     read = (part for i in inputs if i is not None for part in _parts(Path(i)))
     if any(part.resolve() in written for part in read):
         raise IntqError(f"{output}: output is the input file; expected another name; change -o")
+    if output.is_dir():
+        raise IntqError(f"{output}: is a folder; expected the name of a file; change -o")
     if not output.absolute().parent.is_dir():
         raise IntqError(f"{output}: its folder does not exist; create it first")
 

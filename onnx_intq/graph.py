@@ -158,6 +158,12 @@ def metadata(graph: gs.Graph) -> dict[str, str]:
     return found
 
 
+def with_metadata(copy: gs.Graph, graph: gs.Graph) -> gs.Graph:
+    """`copy` with the metadata of `graph`, which graphsurgeon's copies lose."""
+    metadata(copy).update(metadata(graph))
+    return copy
+
+
 def subgraphs(graph: gs.Graph) -> Iterator[gs.Graph]:
     """The graph itself, then the bodies of its If, Loop and Scan nodes, outermost first."""
     yield graph

@@ -26,6 +26,7 @@ from onnx_intq.graph import (
     save,
     sha256,
     subgraphs,
+    with_metadata,
 )
 from onnx_intq.progress import Tick
 from onnx_intq.ranges import Ranges
@@ -47,6 +48,7 @@ from onnx_intq.transform import (
     IntqError,
     Pass,
     Report,
+    check_order,
     run,
 )
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
@@ -171,8 +173,9 @@ def quantize(
     if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
         convert_opset(graph, QDQ_OPSET)
     hooks: list[Hook] = [well_formed, same] if verify else [well_formed]
-    original = graph.copy() if source.is_synthetic else graph
+    original = with_metadata(graph.copy(), graph) if source.is_synthetic else graph
     ctx = Context(facts=known_facts(graph))
+    check_order(passes, ctx.facts | {"calibrated"})  # before data is made
     clock.lap("load")
     split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
     reports = run(graph, passes[:split], ctx, hooks)

@@ -107,7 +107,7 @@ def run(
         PassError: A pass needs a fact no earlier pass gives (found before the model is touched), or
             a pass or hook refused; the message names the pass.
     """
-    _check_order(passes, ctx.facts)
+    check_order(passes, ctx.facts)
     reports: list[Report] = []
     for spec in passes:
         seen, start = len(ctx.skipped), time.perf_counter()
@@ -123,7 +123,12 @@ def run(
     return reports
 
 
-def _check_order(passes: Sequence[Pass], facts: set[str]) -> None:
+def check_order(passes: Sequence[Pass], facts: set[str]) -> None:
+    """Refuse passes that need facts which neither hold nor are given by an earlier pass.
+
+    Raises:
+        PassError: Naming the pass and the facts.
+    """
     known = set(facts)
     for spec in passes:
         if missing := spec.needs - known:

@@ -150,7 +150,7 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return numbers[np.isfinite(numbers)]
 
 
-def small_feeds(model: gs.Graph, *, frames: int = 64) -> Batch:
+def small_feeds(model: gs.Graph, *, frames: int = 256) -> Batch:
     """Feeds for a quick run: one sample; dynamic axes other than the first have `frames`."""
     shapes = {
         spec.name: tuple(

@@ -27,7 +27,7 @@ HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>'
 SIGNATURE = "g (float[batch, 4, time] x) => (float[batch, 4, time] y)"
 BODIES = {
     "no_bn": "{ h = Conv(x, w) y = Relu(h) }",
-    "stays": "{ h = Conv(x, w) s = Sigmoid(h) y = BatchNormalization(s, v, v, v, v) }",
+    "stays": "{ h = Conv(x, w) s = Relu(h) y = BatchNormalization(s, v, v, v, v) }",
     "relu": "{ y = Relu(x) }",
 }
 SCAN = """<int64[1] lengths = {4}> {
@@ -194,7 +194,7 @@ OPTIONS = [
     ),
     ("quantize m.onnx -o o.onnx --recipe insert_qdq(keep=1)", "option keep of insert_qdq: 1; exp"),
     ("quantize m.onnx -o o.onnx --recipe fold_bn(", "cannot read recipe 'fold_bn"),
-    ("quantize m.onnx -o o.onnx --data good.npz --recipe insert_qdq", "insert_qdq needs bn-folded"),
+    ("quantize m.onnx -o o.onnx --recipe insert_qdq", "insert_qdq needs bn-folded, which no"),
     ("quantize m.onnx -o o.onnx --recipe @nowhere", "nowhere: cannot be read"),
     ("quantize m.onnx -o o.onnx --recipe @recipe.txt", "unknown pass 'nonsense'"),
     ("quantize m.onnx -o o.onnx --recipe @empty.json", "recipe '@empty.json' is empty; expected"),

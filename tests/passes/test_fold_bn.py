@@ -202,6 +202,16 @@ def test_names_that_are_taken_are_left_alone() -> None:
     check_kept(model, (2, 4, 5), ["Conv", "Mul", "Add"])
 
 
+@pytest.mark.parametrize("epsilon", [None, 1e-3])
+def test_epsilon_counts(epsilon: float | None) -> None:
+    attributes = f"<epsilon = {epsilon}>" if epsilon else ""
+    body = f"a = Conv(x, w) {bn('y', 'a', attributes)}"
+    model = graph(body, "[n, 4, t]", "[n, 4, t]", {"w": (4, 4, 1)})
+    model.tensors()["variance"].values[:] = 1e-6
+    model.tensors()["w"].values[:] *= 1e-2
+    check_kept(model, (2, 4, 6), ["Conv"])
+
+
 def test_the_result_keeps_its_name() -> None:
     model = graph(
         f"a = Conv(x, w) {bn('b', 'a')} y = Relu(b)", "[n, 4, t]", "[n, 4, t]", {"w": (4, 4, 1)}
@@ -299,6 +309,13 @@ def test_declines_where_the_tensor_between_is_an_output() -> None:
     model.outputs.append(model.nodes[0].outputs[0])
     ((_, why),) = fold(model)[1].remaining
     assert "not into the operator before (Conv_0's result is read elsewhere too)" in why
+
+
+def test_declines_where_its_own_result_is_an_output_that_is_read_too() -> None:
+    model = graph(f"{bn('b', 'x')} y = Conv(b, w)", "[n, 4, t]", "[n, 4, t]", {"w": (4, 4, 1)})
+    model.outputs.append(model.nodes[0].outputs[0])
+    ((_, why),) = fold(model)[1].remaining
+    assert "nor after (it is a graph output)" in why
 
 
 def test_declines_a_gemm_that_transposes_what_it_would_scale() -> None:

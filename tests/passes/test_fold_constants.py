@@ -123,6 +123,14 @@ def test_declines_what_would_enlarge_the_file_without_computing_it(body: str) ->
     assert ctx.skipped[0][0].startswith("Expand")
 
 
+@pytest.mark.parametrize(("more", "folded"), [(5, 2), (6, 0)])
+def test_the_limit_is_a_mebibyte_more_than_the_inputs(more: int, folded: int) -> None:
+    # Floats of 4 bytes; the inputs, a float and two int64, have 20 bytes: as many as 5 floats.
+    model = graph("a = Expand(one, size) b = ReduceMax(a) y = Add(x, b)")
+    model.nodes[0].inputs[1] = gs.Constant("size", np.array([(1 << 18) + more, 1]))
+    assert FoldConstants().run(model, Context()) == folded
+
+
 def test_declines_what_the_evaluator_cannot_compute() -> None:
     model = graph("a = Reshape(c, s) b = Shape(a) y = Add(x, c)")
     ctx = Context()
