@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 from onnx_intq import (
     ort_fusion_rules,
     ort_rules,
-    qdq,
     qdq_rules,
     tensorrt_placement_rules,
     tensorrt_type_rules,
@@ -56,11 +55,6 @@ def check(graph: gs.Graph, target: str) -> list[Problem]:
     """
     if target not in RULES:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(RULES)}")
-    if not any(qdq.nodes(graph, *qdq.QDQ)):
-        why = (
-            "no QuantizeLinear or DequantizeLinear found; expected a Q/DQ model; quantize it first"
-        )
-        return [Problem(node="model", rule="float", message=why)]
     return [
         Problem(node=node, rule=name, message=message)
         for name, rule in RULES[target]

@@ -47,7 +47,14 @@ def type_opset(graph: gs.Graph) -> Iterator[Finding]:
             yield finding(node, found, expected, "export the float model with that")
 
 
+def quantized(graph: gs.Graph) -> Iterator[Finding]:
+    """Something runs on integers."""
+    if not any(nodes(graph, *QDQ)):
+        yield "model", "no QuantizeLinear or DequantizeLinear; expected a Q/DQ model; quantize it"
+
+
 RULES: tuple[Rule, ...] = (
+    ("quantized", quantized),
     ("ir-version", ir_version),
     ("opset", opset),
     ("type-opset", type_opset),

@@ -336,14 +336,20 @@ def test_a_body_does_not_fold_into_what_is_outside_it() -> None:
 
 
 def chain(count: int) -> gs.Graph:
-    """Four nodes `count` times over."""
+    """Four nodes `count` times over, each with weights of its own, as in real models."""
     names = ["x", *(f"r{i}" for i in range(1, count)), "y"]
     blocks = (
         f"a{i} = Conv({names[i]}, w) {bn(f'b{i}', f'a{i}')} c{i} = Identity(b{i}) "
         f"{names[i + 1]} = Relu(c{i})"
         for i in range(count)
     )
-    return graph("\n".join(blocks), "[n, 4, t]", "[n, 4, t]", {"w": (4, 4, 1)})
+    model = graph("\n".join(blocks), "[n, 4, t]", "[n, 4, t]", {"w": (4, 4, 1)})
+    for node in model.nodes:
+        node.inputs = [
+            gs.Constant(f"{node.name}_{i}", t.values) if isinstance(t, gs.Constant) else t
+            for i, t in enumerate(node.inputs)
+        ]
+    return model
 
 
 def test_time_is_linear() -> None:
