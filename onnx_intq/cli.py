@@ -10,17 +10,11 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from onnx_intq import __version__, options
 from onnx_intq.transform import CheckFailed, IntqError
-
-if TYPE_CHECKING:
-    from onnx_intq.frontend import Frontend
-    from onnx_intq.transform import Pass
-
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -159,11 +153,12 @@ def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Pa
     """Record the range of every activation, by all observers, as JSON."""
     from onnx_intq import console, graph
     from onnx_intq.calibrate import calibrate
-    from onnx_intq.quantize import Source, prepared
+    from onnx_intq.quantize import prepared
+    from onnx_intq.source import Source
 
     graph.check_output(output, model, data)
     net = prepared(model)
-    source = Source(data=data, frontend=_frontend(frontend))
+    source = Source(data=data, frontend=options.read_frontend(frontend))
     with console.bar("calibrate") as tick:
         found = calibrate(net, source.real(net), observer=observer, progress=tick)
     found.write(output)
@@ -218,7 +213,8 @@ def quantize(
 ) -> None:
     """Turn a float ONNX file into an INT8 one; without --data or --ranges, from the file alone."""
     from onnx_intq import console, recipes
-    from onnx_intq.quantize import Source, quantize
+    from onnx_intq.quantize import quantize
+    from onnx_intq.source import Source
 
     keep, bits = options.split_overrides(override)
     passes = recipes.pipeline(
@@ -232,14 +228,14 @@ def quantize(
     summary = quantize(
         model,
         output,
-        passes if recipe is None else _recipe(recipe),
+        passes if recipe is None else options.read_recipe(recipe),
         Source(
             ranges=ranges,
             data=data,
             method=method,
             seed=seed,
             device=device,
-            frontend=_frontend(frontend),
+            frontend=options.read_frontend(frontend),
         ),
         observer=observer,
         allow_bn=allow_bn,
@@ -279,7 +275,7 @@ def run(
     reports, drifts = run_recipe(
         model,
         None if dry_run else output,
-        _recipe(recipe),
+        options.read_recipe(recipe),
         ranges,
         observer=observer,
         allow_bn=allow_bn,
@@ -343,7 +339,7 @@ def evaluate(
             model,
             manifest,
             against=against,
-            frontend=_frontend(frontend),
+            frontend=options.read_frontend(frontend),
             labels=speech.read_labels(labels) if labels else None,
             threads=threads,
             batch_size=batch_size,
@@ -381,22 +377,6 @@ def bench(
     feeds = [random_feeds(net, shapes.input_shapes(net, seconds=seconds)) for net in nets]
     timings = runtime.latency(list(models), feeds, rounds=rounds, threads=threads)
     console.show_timings(models, timings, seconds, as_json)
-
-
-def _recipe(text: str) -> list[Pass]:
-    from onnx_intq import registry
-    from onnx_intq.graph import read_text
-
-    passes = registry.parse(read_text(Path(text[1:])) if text.startswith("@") else text)
-    if not passes:
-        raise IntqError(f"recipe {text!r} is empty; expected passes, such as fold_bn; name some")
-    return passes
-
-
-def _frontend(path: Path | None) -> Frontend | None:
-    from onnx_intq import speech
-
-    return speech.read_frontend(path) if path else None
 
 
 if __name__ == "__main__":

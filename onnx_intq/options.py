@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_intq.transform import IntqError
+
+if TYPE_CHECKING:
+    from onnx_intq.frontend import Frontend
+    from onnx_intq.transform import Pass
 
 FILE = click.Path(path_type=Path)
 TARGETS = click.Choice(["ort", "tensorrt"])
@@ -89,3 +94,21 @@ def split_overrides(texts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, 
         else:
             raise IntqError(f"--override {text!r}; expected NODES=BITS, 2..8, or NODES=float")
     return keep, bits
+
+
+def read_recipe(text: str) -> list[Pass]:
+    """The passes of a --recipe option: text, or @FILE."""
+    from onnx_intq import registry
+    from onnx_intq.graph import read_text
+
+    passes = registry.parse(read_text(Path(text[1:])) if text.startswith("@") else text)
+    if not passes:
+        raise IntqError(f"recipe {text!r} is empty; expected passes, such as fold_bn; name some")
+    return passes
+
+
+def read_frontend(path: Path | None) -> Frontend | None:
+    """The front end of a --frontend option."""
+    from onnx_intq import speech
+
+    return speech.read_frontend(path) if path else None

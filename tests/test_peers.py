@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from onnx_intq import feeds, recipes
 from onnx_intq.graph import graph_from_model, load, producer, sha256
 from onnx_intq.progress import Tick
-from onnx_intq.quantize import Source, quantize
+from onnx_intq.quantize import quantize
 from onnx_intq.runtime import Session, saturates
+from onnx_intq.source import Source
 from onnx_intq.summary import Summary
 from onnx_intq.synthesize import Recipe, synthesize
 from onnx_intq.transform import CheckFailed, IntqError

@@ -19,16 +19,15 @@ from onnx_intq.frontend import Frontend
 from onnx_intq.graph import graph_from_model, load, metadata, sha256
 from onnx_intq.progress import Tick
 from onnx_intq.quantize import (
-    Source,
     known_facts,
     prepared,
     quantize,
-    recorded_frontend,
     require_float,
     run_recipe,
 )
 from onnx_intq.registry import parse
 from onnx_intq.runtime import Session
+from onnx_intq.source import Source, recorded_frontend
 from onnx_intq.transform import CheckFailed, Context, IntqError, Pass, PassError
 
 FLOAT = "drop_identity, fold_bn"
