@@ -128,6 +128,11 @@ def test_an_output_needs_a_folder(tmp_path: Path) -> None:
         check_output(tmp_path / "no" / "b.txt", tmp_path / "a.txt")
 
 
+def test_an_output_may_not_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(IntqError, match="is a folder; expected the name of a file; change -o"):
+        check_output(tmp_path)
+
+
 def test_an_output_may_not_replace_an_inputs_weights(tmp_path: Path) -> None:
     external(tmp_path / "float.onnx", "model.onnx.data")
     for name in ("model.onnx", "model.onnx.data"):

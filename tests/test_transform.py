@@ -18,6 +18,7 @@ from onnx_intq.transform import (
     Pass,
     PassError,
     Report,
+    check_order,
     run,
 )
 from onnx_intq.verify import SameFunction, well_formed
@@ -97,6 +98,13 @@ def test_facts_come_from_the_context_or_from_earlier_passes_and_are_recorded() -
         run(graph(), passes, ctx)
         assert ctx.facts == {"calibrated", "quantized"}
     assert {"calibrated", "quantized"} <= FACTS
+
+
+def test_the_order_can_be_checked_without_a_model() -> None:
+    check_order([Calibrated(), Swap()], set())
+    check_order([Swap()], {"calibrated"})
+    with pytest.raises(PassError, match="test_transform needs calibrated"):
+        check_order([Swap(), Calibrated()], set())
 
 
 def test_reports_tell_what_each_pass_did() -> None:
