@@ -48,7 +48,7 @@ class Recipe:
     """
 
     method: str = "kl"
-    batches: int = 4
+    batches: int = 6
     batch_size: int = 4
     frames: int = 320
     steps: int = 30
