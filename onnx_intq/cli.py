@@ -183,7 +183,7 @@ def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Pa
     help="mse: least error per channel; minmax: no weight clipped.",
 )
 @options.observer
-@click.option("--override", multiple=True, metavar="NODES=BITS|float", help="Weight bits by name.")
+@click.option("--override", multiple=True, metavar="NODES=BITS|a16|float", help="By name.")
 @click.option("--recipe", help="The whole pipeline, or @FILE, in place of the target's.")
 @options.allow_bn
 @options.verify
@@ -216,14 +216,15 @@ def quantize(
     from onnx_intq.quantize import quantize
     from onnx_intq.source import Source
 
-    keep, bits = options.split_overrides(override)
+    chosen = options.split_overrides(override)
     passes = recipes.pipeline(
         target,
         weight_bits=weights,
         activation_bits=int(activations),
         weight_scale=weight_scale,
-        keep=keep,
-        overrides=bits,
+        keep=chosen.keep,
+        wide=chosen.wide,
+        overrides=chosen.bits,
     )
     summary = quantize(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from onnx_intq.transform import Pass
 
 FILE = click.Path(path_type=Path)
+WEIGHT_BITS = {str(bits): bits for bits in range(2, 9)}
 TARGETS = click.Choice(["ort", "tensorrt"])
 
 model = click.argument("model", type=FILE)
@@ -77,23 +79,38 @@ def finite(_ctx: click.Context, _option: click.Parameter, value: float | None) -
     return value
 
 
-def split_overrides(texts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, int]]]:
-    """`NODES=float` and `NODES=BITS` options as glob patterns to keep, and (pattern, bits).
+@dataclass(frozen=True)
+class Overrides:
+    """What `--override` asks for, by glob patterns of node names.
+
+    Attributes:
+        keep: Nodes that stay float.
+        wide: Nodes whose inputs get 16 bits.
+        bits: (pattern, weight bits) pairs.
+    """
+
+    keep: tuple[str, ...]
+    wide: tuple[str, ...]
+    bits: tuple[tuple[str, int], ...]
+
+
+def split_overrides(texts: tuple[str, ...]) -> Overrides:
+    """Read `NODES=float`, `NODES=a16` and `NODES=BITS` options.
 
     Raises:
-        IntqError: An option is neither.
+        IntqError: An option is none of these.
     """
-    keep: list[str] = []
-    bits: list[tuple[str, int]] = []
-    for text in texts:
-        pattern, _, value = text.rpartition("=")
-        if pattern and value == "float":
-            keep.append(pattern)
-        elif pattern and value in {"2", "3", "4", "5", "6", "7", "8"}:
-            bits.append((pattern, int(value)))
-        else:
-            raise IntqError(f"--override {text!r}; expected NODES=BITS, 2..8, or NODES=float")
-    return keep, bits
+    pairs = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
+    for text, (pattern, value) in zip(texts, pairs, strict=True):
+        if not pattern or value not in {"float", "a16", *WEIGHT_BITS}:
+            raise IntqError(
+                f"--override {text!r}; expected NODES=BITS, 2..8, NODES=a16 or NODES=float"
+            )
+    return Overrides(
+        keep=tuple(pattern for pattern, value in pairs if value == "float"),
+        wide=tuple(pattern for pattern, value in pairs if value == "a16"),
+        bits=tuple((p, WEIGHT_BITS[value]) for p, value in pairs if value in WEIGHT_BITS),
+    )
 
 
 def read_recipe(text: str) -> list[Pass]:

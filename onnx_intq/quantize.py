@@ -210,7 +210,8 @@ def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
     """
     names = [n.name for sub in subgraphs(graph) for n in sub.nodes if n.op in COMPUTING]
     for spec in passes:
-        chosen = [*getattr(spec, "keep", ()), *(p for p, _ in getattr(spec, "overrides", ()))]
+        chosen = [p for field in ("keep", "wide") for p in getattr(spec, field, ())]
+        chosen += [pattern for pattern, _ in getattr(spec, "overrides", ())]
         for pattern in chosen:
             if names and not any(fnmatchcase(name, pattern) for name in names):
                 raise IntqError(

@@ -19,6 +19,7 @@ def pipeline(
     activation_bits: int = 8,
     weight_scale: str = "mse",
     keep: Sequence[str] = (),
+    wide: Sequence[str] = (),
     overrides: Sequence[tuple[str, int]] = (),
 ) -> list[Pass]:
     """The passes that turn a float model into one for `target`, preparation included.
@@ -29,6 +30,7 @@ def pipeline(
         activation_bits: 8 or 16.
         weight_scale: "mse" or "minmax".
         keep: Glob patterns of nodes that stay float.
+        wide: Glob patterns of nodes whose inputs get 16 bits; target "ort" only.
         overrides: (glob pattern, weight bits) pairs; the last that matches a node wins.
 
     Raises:
@@ -37,7 +39,7 @@ def pipeline(
     if target not in TARGETS:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(TARGETS)}")
     weights = f"bits={weight_bits}, scale={weight_scale!r}, overrides={tuple(overrides)!r}"
+    activations = f"target={target!r}, bits={activation_bits}, keep={tuple(keep)!r}"
     return parse(
-        f"{PREPARE}, insert_qdq(target={target!r}, bits={activation_bits}, keep={tuple(keep)!r}), "
-        f"quantize_weights({weights})"
+        f"{PREPARE}, insert_qdq({activations}, wide={tuple(wide)!r}), quantize_weights({weights})"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
@@ -33,11 +34,13 @@ class InsertQdq(Pass):
         target: "ort" or "tensorrt".
         bits: 8 or 16.
         keep: Glob patterns of nodes that stay float.
+        wide: Glob patterns of nodes whose inputs get 16 bits, for target "ort".
     """
 
     target: str = "ort"
     bits: int = 8
     keep: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
 
     needs: ClassVar[frozenset[str]] = frozenset({"bn-folded", "calibrated"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -45,9 +48,12 @@ class InsertQdq(Pass):
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Insert the pairs; return how many nodes run on quantized inputs."""
-        if self.bits not in {8, 16} or (self.bits == 16 and self.target == "tensorrt"):
-            raise PassError(f"{self.bits}-bit activations; expected 8, or 16 for target ort")
-        convert_opset(model, SIXTEEN_BIT_OPSET if self.bits == 16 else PER_CHANNEL_OPSET)
+        sixteen = self.bits == 16 or bool(self.wide)
+        if self.bits not in {8, 16} or (sixteen and self.target == "tensorrt"):
+            raise PassError(
+                f"{16 if sixteen else self.bits}-bit activations; expected 8, or 16 for target ort"
+            )
+        convert_opset(model, SIXTEEN_BIT_OPSET if sixteen else PER_CHANNEL_OPSET)
         chosen = plan(model, self.target, self.keep)
         for node, why in chosen.skipped:
             ctx.skip(node, why)
@@ -56,17 +62,22 @@ class InsertQdq(Pass):
         for name, tensor in chosen.tensors.items():
             everyone = name in chosen.integers
             readers = [n for n in tensor.outputs if everyone or id(n) in quantized]
-            dq = self._append_pair(model, tensor, ranges[name], names)
+            bits = self._bits([n for n in readers if id(n) in quantized])
+            dq = self._append_pair(model, tensor, ranges[name], bits, names)
             _let_read(readers, tensor, dq)
             if everyone and any(tensor is t for t in model.outputs):
                 model.outputs = [dq if t is tensor else t for t in model.outputs]
                 tensor.name, dq.name = names.new(f"{name}_float"), name
         return len(chosen.nodes)
 
+    def _bits(self, readers: list[gs.Node]) -> int:
+        wide = any(fnmatchcase(n.name, pattern) for n in readers for pattern in self.wide)
+        return 16 if wide else self.bits
+
     def _append_pair(
-        self, model: gs.Graph, tensor: gs.Tensor, limits: Range, names: Names
+        self, model: gs.Graph, tensor: gs.Tensor, limits: Range, bits: int, names: Names
     ) -> gs.Variable:
-        scale, zero_point, dtype = self._scale(*limits)
+        scale, zero_point, dtype = self._scale(*limits, bits)
         name, shape = tensor.name, tensor.shape
         parameters = [
             gs.Constant(names.new(f"{name}_scale"), np.asarray(scale, np.float32)),
@@ -80,11 +91,13 @@ class InsertQdq(Pass):
         ]
         return dq
 
-    def _scale(self, low: float, high: float) -> tuple[np.float32, int, np.dtype[np.generic]]:
+    def _scale(
+        self, low: float, high: float, bits: int
+    ) -> tuple[np.float32, int, np.dtype[np.generic]]:
         if self.target == "tensorrt":
-            grid = Grid(self.bits, signed=True)
+            grid = Grid(bits, signed=True)
             return *symmetric(low, high, grid), grid.dtype
-        grid = Grid(self.bits, signed=False)
+        grid = Grid(bits, signed=False)
         return *affine(low, high, grid), grid.dtype
 
 

@@ -178,9 +178,18 @@ OPTIONS = [
     ("quantize m.onnx -o o.onnx -w 9", "9 is not in the range 2<=x<=8"),
     ("quantize m.onnx -o o.onnx -a 4", "'4' is not one of '8', '16'"),
     ("quantize m.onnx -o o.onnx --seed -1", "-1 is not in the range 0<=x"),
-    ("quantize m.onnx -o o.onnx --override Conv_0", "expected NODES=BITS, 2..8, or NODES=float"),
-    ("quantize m.onnx -o o.onnx --override Conv_0=9", "expected NODES=BITS, 2..8, or NODES=float"),
-    ("quantize m.onnx -o o.onnx --override =4", "expected NODES=BITS, 2..8, or NODES=float"),
+    (
+        "quantize m.onnx -o o.onnx --override Conv_0",
+        "expected NODES=BITS, 2..8, NODES=a16 or NODES=float",
+    ),
+    (
+        "quantize m.onnx -o o.onnx --override Conv_0=9",
+        "expected NODES=BITS, 2..8, NODES=a16 or NODES=float",
+    ),
+    (
+        "quantize m.onnx -o o.onnx --override =4",
+        "expected NODES=BITS, 2..8, NODES=a16 or NODES=float",
+    ),
     (
         "quantize m.onnx -o o.onnx --override nonsense*=4",
         r"no node matches 'nonsense\*'; .*'Conv_0'",

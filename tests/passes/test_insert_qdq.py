@@ -7,7 +7,7 @@ import pytest
 
 from onnx_intq.calibrate import calibrate
 from onnx_intq.graph import constant, graph_from_model, model_from_graph
-from onnx_intq.registry import load
+from onnx_intq.registry import load, parse
 from onnx_intq.runtime import Session
 from onnx_intq.transform import Context, PassError, run
 from onnx_intq.verify import well_formed
@@ -253,3 +253,28 @@ def test_wrong_options_are_refused() -> None:
             run(graph(), [InsertQdq(**options)], ctx)
     with pytest.raises(PassError, match="insert_qdq needs calibrated, which no earlier pass gives"):
         run(graph(), [InsertQdq()], Context(facts={"bn-folded"}))
+
+
+def test_single_nodes_get_16_bits() -> None:
+    model = graph()
+    names = {n.outputs[0].name: n.name for n in model.nodes}
+    insert(model, wide=(names["p1"],))
+    widths = {
+        n.inputs[0].name: np.dtype(n.outputs[0].dtype).name
+        for n in model.nodes
+        if n.op == "QuantizeLinear"
+    }
+    assert widths.pop("d1") == "uint16"
+    assert set(widths.values()) == {"uint8"}
+    assert model.opset == 21
+    expected = Session(model_from_graph(graph())).run(FEEDS)["y"]
+    got = Session(model_from_graph(model)).run(FEEDS)["y"]
+    # Every tensor but d1 moves by half an 8-bit step; the sum of all stays within a tenth.
+    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_tensorrt_has_no_16_bits_for_single_nodes() -> None:
+    model = graph()
+    ctx = Context(facts=set(FACTS), ranges=calibrate(model, [FEEDS], threads=1).select())
+    with pytest.raises(PassError, match="16-bit activations"):
+        run(model, parse("insert_qdq(target='tensorrt', wide=('*',))"), ctx)
