@@ -124,6 +124,9 @@ def synthesize(
         spectrograms.check(model, real)
     elif real:
         raise IntqError(f"--real {real} without --plot; expected both; add --plot FILE.png")
+    if method == "random":
+        context = click.get_current_context()
+        options.refuse_given(context, ("steps", "lr"), "with --method random, which takes no steps")
     preset = RECIPES[method]
     recipe = replace(
         preset,
@@ -149,7 +152,9 @@ def synthesize(
 @click.option("--data", type=options.FILE, required=True, help=".npz, folder or speech manifest.")
 @options.observer
 @options.frontend
-def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Path | None) -> None:
+def calibrate(
+    model: Path, output: Path, data: Path, observer: str | None, frontend: Path | None
+) -> None:
     """Record the range of every activation, by all observers, as JSON."""
     from onnx_intq import console, graph
     from onnx_intq.calibrate import calibrate
@@ -160,7 +165,8 @@ def calibrate(model: Path, output: Path, data: Path, observer: str, frontend: Pa
     net = prepared(model)
     source = Source(data=data, frontend=options.read_frontend(frontend))
     with console.bar("calibrate") as tick:
-        found = calibrate(net, source.real(net), observer=observer, progress=tick)
+        chosen = observer or options.OBSERVER
+        found = calibrate(net, source.real(net), observer=chosen, progress=tick)
     found.write(output)
     click.echo(f"wrote ranges of {len(found.tensors)} tensors to {output}", err=True)
 
@@ -201,7 +207,7 @@ def quantize(
     weights: int,
     activations: str,
     weight_scale: str,
-    observer: str,
+    observer: str | None,
     override: tuple[str, ...],
     recipe: str | None,
     allow_bn: bool,
@@ -216,6 +222,12 @@ def quantize(
     from onnx_intq.quantize import quantize
     from onnx_intq.source import Source
 
+    context = click.get_current_context()
+    if recipe is not None:
+        pipeline = ("target", "weights", "activations", "weight_scale", "override")
+        options.refuse_given(context, pipeline, "beside --recipe, which is the whole pipeline")
+    if data is not None or ranges is not None:
+        options.refuse_given(context, ("method", "device"), "beside --data or --ranges")
     chosen = options.split_overrides(override)
     passes = recipes.pipeline(
         target,
@@ -261,7 +273,7 @@ def run(
     model: Path,
     output: Path | None,
     ranges: Path | None,
-    observer: str,
+    observer: str | None,
     dry_run: bool,
     allow_bn: bool,
     verify: bool,
@@ -283,6 +295,8 @@ def run(
         verify=verify,
     )
     console.show_reports(reports, drifts, as_json)
+    if not dry_run and not as_json:
+        click.echo(f"wrote {output}")
 
 
 @cli.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from onnx_intq.transform import IntqError
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 WEIGHT_BITS = {str(bits): bits for bits in range(2, 9)}
 TARGETS = click.Choice(["ort", "tensorrt"])
+
+OBSERVER = "mse"
+"""The default: it has the fewest word errors on real speech."""
 
 model = click.argument("model", type=FILE)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -34,8 +39,7 @@ frontend = click.option(
 observer = click.option(
     "--observer",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-    default="mse",
-    help="How a range is chosen from what was seen.",
+    help="How a range is chosen from what was seen. Default: the ranges file's choice, else mse.",
 )
 allow_bn = click.option(
     "--allow-bn", is_flag=True, help="Let BatchNorms stay that cannot be folded exactly."
@@ -129,3 +133,15 @@ def read_frontend(path: Path | None) -> Frontend | None:
     from onnx_intq import speech
 
     return speech.read_frontend(path) if path else None
+
+
+def refuse_given(context: click.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options of the command line that would have no effect.
+
+    Raises:
+        IntqError: One of the parameters `names` was given.
+    """
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            shown = next(p.opts[-1] for p in context.command.params if p.name == name)
+            raise IntqError(f"{shown} has no effect {why}; expected one of the two; leave one out")

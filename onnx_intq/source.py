@@ -14,6 +14,7 @@ from onnx_intq.calibrate import calibrate
 from onnx_intq.feeds import Batch, digest, fingerprint, read
 from onnx_intq.frontend import Frontend
 from onnx_intq.graph import metadata
+from onnx_intq.options import OBSERVER
 from onnx_intq.progress import Tick
 from onnx_intq.ranges import Ranges
 from onnx_intq.samples import specs
@@ -64,7 +65,7 @@ class Source:
         graph: gs.Graph,
         original: gs.Graph,
         record: dict[str, str],
-        observer: str,
+        observer: str | None,
         bar: Bar,
         lap: Callable[[str], None],
     ) -> Ranges:
@@ -76,7 +77,7 @@ class Source:
             if self.is_synthetic:
                 lap("synthesize")
             with bar("calibrate") as tick:
-                found = calibrate(graph, batches, observer=observer, progress=tick)
+                found = calibrate(graph, batches, observer=observer or OBSERVER, progress=tick)
         record["onnx_intq.ranges_sha256"] = found.sha256
         lap("calibrate")
         return found

@@ -134,6 +134,6 @@ def check_order(passes: Sequence[Pass], facts: set[str]) -> None:
         if missing := spec.needs - known:
             raise PassError(
                 f"{spec.name} needs {', '.join(sorted(missing))}, which no earlier pass gives; "
-                "reorder the recipe or give --data or --ranges"
+                "reorder the recipe, add a pass that does, or give --data or --ranges"
             )
         known |= spec.gives

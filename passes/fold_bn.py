@@ -65,7 +65,10 @@ def _fold(graph: gs.Graph, bn: gs.Node, own: set[int], names: Names) -> str:
     """Fold one; return what is in the way, "" if nothing is."""
     affine = _affine(bn)
     if affine is None:
-        return "its statistics are not constant and finite, or it is in training mode"
+        return (
+            "its statistics are not constant and finite, or it is in training mode "
+            "(if they are computed from constants, run fold_constants first)"
+        )
     before, after = producer(bn.inputs[0]), list(bn.outputs[0].outputs)
     into_before = _obstacle_before(graph, bn, before, own)
     into_after = _obstacle_after(graph, bn, after, affine[1]) if into_before else ""

@@ -50,7 +50,7 @@ def test_summaries_are_told(capsys: Captured) -> None:
         "quantized  3 nodes: 1 Add, 2 Conv",
         "left       5: why not (node0, node1, node2, ...)",
         "left       1: because (other)",
-        "size       4.00 MB -> 1.00 MB (4.00 times smaller)",
+        "size       4.00 MB -> 1.00 MB (4.00 to 1)",
         "drift      SQNR 30.0 dB, largest 0.125, on random input",
         "seconds    1.2: load 1.0, passes 0.2",
         "recipe     fold_bn, insert_qdq",

@@ -1,5 +1,6 @@
 import pytest
 
+from onnx_intq.cli import cli
 from onnx_intq.options import Overrides, split_overrides
 from onnx_intq.transform import IntqError
 
@@ -15,3 +16,19 @@ def test_overrides_are_told_apart_in_order() -> None:
 def test_other_values_are_refused(text: str) -> None:
     with pytest.raises(IntqError, match=r"expected NODES=BITS, 2\.\.8, NODES=a16 or NODES=float"):
         split_overrides((text,))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "quantize m.onnx -o o.onnx --recipe fold_bn -w 4",
+        "quantize m.onnx -o o.onnx --recipe fold_bn --target tensorrt",
+        "quantize m.onnx -o o.onnx --recipe fold_bn --override *=float",
+        "quantize m.onnx -o o.onnx --data f.npz --method random",
+        "quantize m.onnx -o o.onnx --ranges r.json --device cuda",
+        "synthesize m.onnx -o o.npz --method random --steps 3",
+    ],
+)
+def test_options_without_effect_are_refused(line: str) -> None:
+    with pytest.raises(IntqError, match=r"^-.* has no effect .*leave one out$"):
+        cli.main(line.split(), standalone_mode=False)
