@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onnx_intq.check import Problem
     from onnx_intq.cost import Cost
     from onnx_intq.evaluate import Evaluation
+    from onnx_intq.integer_only import Proof
+    from onnx_intq.intervals import Risk
     from onnx_intq.runtime import Timing
     from onnx_intq.summary import Summary
     from onnx_intq.synthesize import Result
@@ -94,6 +96,10 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     _show_skipped(summary.left)
     sizes = f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB"
     click.echo(f"size       {sizes} ({before / after:.2f} to 1)")
+    if summary.integer_only is not None:
+        found = summary.integer_only
+        proof = f"not integer-only, {len(found)} findings: {found[0]}" if found else "proven"
+        click.echo(f"integers   {proof}")
     drift = summary.drift
     click.echo(f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}, on random input")
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items())
@@ -132,23 +138,33 @@ def show_passes(found: Sequence[type[Pass]], in_full: bool, as_json: bool) -> No
         table("", ("pass", "what it does"), rows)
 
 
-def show_problems(problems: Sequence[Problem], target: str, as_json: bool) -> None:
-    """Report what a check found.
+def show_check(
+    target: str | None,
+    problems: Sequence[Problem],
+    proof: Proof | None,
+    risks: Sequence[Risk] | None,
+    as_json: bool,
+) -> None:
+    """Report what a check found: rules of `target` that are broken, places that are not integer.
+
+    Where overflow is not excluded is told, but fails nothing: intervals are wider than the truth.
 
     Raises:
         CheckFailed: It found something.
     """
+    failed = [f"{len(problems)} problems for target {target}"] if problems else []
+    if proof and proof.findings:
+        failed.append(f"{len(proof.findings)} places are not integer-only")
     if as_json:
-        _print_json({"target": target, "problems": [asdict(p) for p in problems]})
-    elif problems:
-        rules = Counter(p.rule for p in problems)
-        rows = [(p.rule, p.node, p.message) for p in problems[:SHOWN]]
-        table(f"{len(problems)} problems for {target}", ("rule", "node", "what to do"), rows)
-        click.echo(", ".join(f"{rule}: {count}" for rule, count in rules.items()))
+        rules = {"target": target, "problems": [asdict(p) for p in problems]} if target else {}
+        _print_json({**rules, **({"integer_only": _proof(proof, risks)} if proof else {})})
     else:
-        click.echo(f"ready for {target}: no problem found")
-    if problems:
-        raise CheckFailed(f"{len(problems)} problems for target {target}")
+        if target:
+            _show_problems(target, problems)
+        if proof:
+            _show_proof(proof, risks)
+    if failed:
+        raise CheckFailed("; ".join(failed))
 
 
 def show_evaluation(found: Evaluation, as_json: bool) -> None:
@@ -209,6 +225,42 @@ def show_timings(
         ("model", "median ms", "10 %", "90 %", "speedup"),
         rows,
     )
+
+
+def _show_problems(target: str, problems: Sequence[Problem]) -> None:
+    if not problems:
+        click.echo(f"ready for {target}: no problem found")
+        return
+    rules = Counter(p.rule for p in problems)
+    rows = [(p.rule, p.node, p.message) for p in problems[:SHOWN]]
+    table(f"{len(problems)} problems for {target}", ("rule", "node", "what to do"), rows)
+    click.echo(", ".join(f"{rule}: {count}" for rule, count in rules.items()))
+
+
+def _proof(proof: Proof, risks: Sequence[Risk] | None) -> dict[str, object]:
+    found = {"proven": not proof.findings, **asdict(proof)}
+    return {**found, "overflow": None if risks is None else [asdict(r) for r in risks]}
+
+
+def _show_proof(proof: Proof, risks: Sequence[Risk] | None) -> None:
+    boundary = f"{proof.quantizers} QuantizeLinear, {proof.dequantizers} DequantizeLinear"
+    if proof.findings:
+        rows = [(f.node, f.tensor, f.why) for f in proof.findings[:SHOWN]]
+        title = f"{len(proof.findings)} places are not integer-only"
+        table(title, ("node", "tensor", "what was found"), rows)
+        kinds = Counter(f.why.partition(";")[0] for f in proof.findings)
+        click.echo(", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(SHOWN)))
+        return
+    size = f"{proof.nodes} nodes, {proof.tensors} tensors"
+    click.echo(f"integer-only: {size}, all integer but the boundary ({boundary})")
+    if proof.unread:
+        click.echo(f"float inputs that nothing reads: {', '.join(proof.unread)}")
+    if risks:
+        click.echo(f"overflow: not excluded by intervals at {len(risks)} nodes, such as")
+        for risk in risks[:3]:
+            click.echo(f"  {risk.node}: {risk.why}")
+    elif risks is not None:
+        click.echo("overflow: none, every result stays within its type")
 
 
 def _show_skipped(skipped: Sequence[tuple[str, str]]) -> None:

@@ -231,6 +231,7 @@ class Names:
     def __init__(self, graph: gs.Graph) -> None:
         """Collect the names in use."""
         self._taken = {name for sub in subgraphs(graph) for name in sub.tensors()}
+        self._counts: dict[str, int] = {}
 
     def new(self, wish: str) -> str:
         """`wish`, with underscores behind it if that name is in use."""
@@ -238,6 +239,14 @@ class Names:
             wish += "_"
         self._taken.add(wish)
         return wish
+
+    def number(self, prefix: str) -> str:
+        """`prefix` with the first number behind it that makes a new name."""
+        count = self._counts.get(prefix, 0)
+        while f"{prefix}{count}" in self._taken:
+            count += 1
+        self._counts[prefix] = count + 1
+        return self.new(f"{prefix}{count}")
 
 
 def require_float32(graph: gs.Graph) -> None:

@@ -6,11 +6,14 @@ A value x lies on a grid as q = clip(round_half_even(x / scale) + zero_point, lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from onnx_intq.transform import IntqError
 
 Float = npt.NDArray[np.floating[Any]]
 Integer = npt.NDArray[np.integer[Any]]
@@ -110,6 +113,111 @@ def weight_scales(
     if method == "mse":
         scales = _smallest_error(rows, scales, grid)
     return scales.reshape(()) if axis is None else scales
+
+
+@dataclass(frozen=True)
+class Dyadic:
+    """The multiplier b / 2^c of integer requantisation (Q-ASR section 2.2, HAWQ-V3).
+
+    Attributes:
+        b: int64, scalar or any shape that broadcasts; 0 <= b < 2^31, and >= 2^30 where c < 54.
+        c: int64, the shape of `b`; 1 <= c <= 54.
+    """
+
+    b: Integer
+    c: Integer
+
+
+LARGEST_SHIFT = 54
+"""(acc + bias) * b < 2^62 and 255 * 2^54 < 2^62: their sum and the half fit int64."""
+
+
+def dyadic(real: npt.ArrayLike, largest_shift: int = LARGEST_SHIFT) -> Dyadic:
+    """The nearest b / 2^c to `real`, 31 significant bits.
+
+    Args:
+        real: Multipliers, >= 0 and < 2^30, any shape.
+        largest_shift: c is at most this; below 2^(30 - largest_shift), b has fewer bits.
+
+    Raises:
+        IntqError: A multiplier is negative, not finite, or 2^30 or more.
+    """
+    values = np.asarray(real, np.float64)
+    if not np.all((values >= 0) & (values < 2.0**30)):
+        worst = values[~((values >= 0) & (values < 2.0**30))].flat[0]
+        raise IntqError(
+            f"a requantisation by {worst:g}; expected a multiplier from 0 to 2^30; "
+            "calibrate again: two scales of the model are too far apart"
+        )
+    c = np.clip(31 - np.frexp(values)[1].astype(np.int64), 1, largest_shift)
+    b = np.floor(np.ldexp(values, c) + 0.5).astype(np.int64)
+    too_large = b >= 1 << 31  # the mantissa was rounded up to 1
+    return Dyadic(np.where(too_large, b >> 1, b), np.where(too_large, c - 1, c))
+
+
+def requantize(
+    acc: Any,
+    multiplier: Dyadic,
+    *,
+    bias: npt.ArrayLike = 0,
+    zero_point: int = 0,
+    low: int,
+    high: int,
+) -> Any:
+    """clip((((acc + bias) * b + 2^(c-1)) >> c) + zero_point, low, high): half up, exact in int64.
+
+    Args:
+        acc: int64 array, |acc| < 2^31, or a `trace.Value`.
+        multiplier: Broadcasts to `acc`.
+        bias: Integers that broadcast to `acc`, |bias| < 2^31.
+        zero_point: Of the result.
+        low: The lowest result; zero_point - low < 2^(62 - c).
+        high: The highest result.
+
+    Returns:
+        int64, the shape of `acc`.
+    """
+    b, c = multiplier.b, multiplier.c
+    # With `low` inside the sum, what is negative is cut off before the shift: no sign is left.
+    offset = np.asarray(bias, np.int64) * b + (1 << (c - 1)) + (np.int64(zero_point - low) << c)
+    return np.minimum(np.maximum(acc * b + offset, 0) >> c, high - low) + low
+
+
+def common_exponent(
+    multipliers: Sequence[float], largest_shift: int = LARGEST_SHIFT
+) -> tuple[list[int], int]:
+    """Integers b_i and one c with b_i / 2^c nearest to the multipliers: products add unrounded.
+
+    The largest magnitude has 31 significant bits, so a sum of 16-bit products fits int64.
+
+    Raises:
+        IntqError: As for `dyadic`.
+    """
+    c = min(int(dyadic(abs(m), largest_shift).c) for m in multipliers)
+    return [int(np.floor(np.ldexp(m, c) + 0.5)) for m in multipliers], c
+
+
+def weighted_sum(
+    terms: Sequence[Any], factors: Sequence[int], c: int, *, zero_point: int, low: int, high: int
+) -> Any:
+    """clip(((sum of term * factor) + 2^(c-1) >> c) + zero_point, low, high): one rounding.
+
+    Args:
+        terms: int64 arrays or `trace.Value`, |term| < 2^16, of shapes that broadcast.
+        factors: |factor| < 2^31 / number of terms; real factors are factor / 2^c, see
+            `common_exponent`.
+        c: zero_point - low < 2^(62 - c).
+        zero_point: Of the result.
+        low: The lowest result.
+        high: The highest result.
+
+    Returns:
+        int64, of the shape they broadcast to.
+    """
+    total: Any = (1 << (c - 1)) + ((zero_point - low) << c)
+    for term, factor in zip(terms, factors, strict=True):
+        total = term * factor + total
+    return np.minimum(np.maximum(total, 0) >> c, high - low) + low
 
 
 def _smallest_error(

@@ -41,6 +41,9 @@ observer = click.option(
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
     help="How a range is chosen from what was seen. Default: the ranges file's choice, else mse.",
 )
+allow_float = click.option(
+    "--allow-float", is_flag=True, help="Let operators without integer form stay float."
+)
 allow_bn = click.option(
     "--allow-bn", is_flag=True, help="Let BatchNorms stay that cannot be folded exactly."
 )
@@ -68,12 +71,6 @@ class Command(click.Command):
 
         with G_LOGGER.suppress(G_LOGGER.CRITICAL + 1):
             return super().invoke(ctx)
-
-
-class Group(click.Group):
-    """Such commands."""
-
-    command_class = Command
 
 
 def finite(_ctx: click.Context, _option: click.Parameter, value: float | None) -> float | None:

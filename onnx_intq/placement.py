@@ -25,6 +25,10 @@ QUANTIZABLE = {"ort": CANDIDATES - {"ConvTranspose"}, "tensorrt": CANDIDATES}
 """Operators that run on int8 inputs, per target."""
 SAME_GRID = {"MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 """Operators that move values and do not change them: output and input share one scale."""
+MOVING = SAME_GRID | {"Identity", "Slice", "Split", "Gather", "Expand", "Tile", "Pad"}
+MOVING |= {"DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND"}
+MOVING |= {"GlobalMaxPool", "ReduceMax", "ReduceMin"}
+"""All operators whose results hold values of their input, a part of them or more than once."""
 FUSED = {"Relu", "Clip"}
 """Activations that run inside the operator before them."""
 SENSITIVE = {"Log", "Sqrt", "Pow", "Reciprocal", "Div"}

@@ -23,12 +23,16 @@ from onnx_intq.graph import (
     subgraphs,
     with_metadata,
 )
+from onnx_intq.integer_only import prove
+from onnx_intq.lowering import GRIDS_KEY
+from onnx_intq.qdq import QDQ
 from onnx_intq.recipes import PREPARE
 from onnx_intq.registry import parse, render
 from onnx_intq.source import Bar, Source
 from onnx_intq.summary import (
     COMPUTING,
     Summary,
+    describe_float,
     describe_nothing,
     describe_remaining,
     quantized_nodes,
@@ -57,30 +61,34 @@ def quantize(
     *,
     observer: str | None = None,
     allow_bn: bool = False,
+    allow_float: bool = False,
     verify: bool = False,
     bar: Bar,
 ) -> Summary:
     """Quantize the file `model` into the file `output`.
 
     Args:
-        model: A float ONNX file.
+        model: A float ONNX file; a Q/DQ one if the passes only turn it into integers.
         output: Where to write; another file.
         passes: The recipe; calibration takes place before the first pass that needs it.
         source: Where the ranges come from.
         observer: Which of the calibrated ranges to use; None for the ranges file's choice, else
             that with the fewest word errors on real speech, "mse".
         allow_bn: Let BatchNorms stay that cannot be folded.
+        allow_float: Let operators stay float that have no integer form.
         verify: Run the model after every pass, too, and compare.
         bar: Makes a progress bar.
 
     Raises:
-        CheckFailed: BatchNorms stay that nobody allowed; no file is written.
+        CheckFailed: BatchNorms or float operators stay that nobody allowed; no file is written.
         IntqError: Bad input, a pass failed, or nothing could be quantized; no file is written.
     """
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
     graph = load(model)
-    require_float(graph)
+    split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
+    if split < len(passes) or not _lowers(passes):
+        require_float(graph)
     require_matches(graph, passes)
     same = SameFunction(small_feeds(graph))
     same.start(graph)
@@ -91,10 +99,8 @@ def quantize(
     ctx = Context(facts=known_facts(graph))
     check_order(passes, ctx.facts | {"calibrated"})  # before data is made
     clock.lap("load")
-    split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
     reports = run(graph, passes[:split], ctx, hooks)
-    if ctx.remaining and not allow_bn:
-        raise CheckFailed(describe_remaining(ctx.remaining))
+    _require_none(reports, allow_bn=allow_bn, allow_float=True)
     clock.lap("prepare")
     if split < len(passes):
         found = source.ranges_of(graph, original, metadata(graph), observer, bar, clock.lap)
@@ -103,6 +109,7 @@ def quantize(
         metadata(graph)["onnx_intq.observer"] = observer or found.observer
     reports += run(graph, passes[split:], ctx, hooks)
     left = [entry for r in reports if "quantized" in r.spec.gives for entry in r.skipped]
+    integer_only = _prove(graph, reports, allow_float=allow_float) if _lowers(passes) else None
     quantized = quantized_nodes(graph, {name for name, _ in left})
     if _quantizes(passes) and not quantized:
         raise IntqError(describe_nothing(left))
@@ -119,6 +126,7 @@ def quantize(
         bytes_before=file_bytes(model),
         bytes_after=file_bytes(output),
         drift=moved,
+        integer_only=integer_only,
         seconds=clock.seconds,
         recipe=render(passes),
         reports=tuple(reports),
@@ -133,6 +141,7 @@ def run_recipe(
     *,
     observer: str | None = None,
     allow_bn: bool = False,
+    allow_float: bool = False,
     verify: bool = False,
 ) -> tuple[list[Report], dict[str, Drift]]:
     """Run any passes over the file `model`, into `output` unless that is None.
@@ -141,7 +150,7 @@ def run_recipe(
         What each pass did, and (with `verify`) the drift after each inexact one.
 
     Raises:
-        CheckFailed: BatchNorms stay that nobody allowed; no file is written.
+        CheckFailed: BatchNorms or float operators stay that nobody allowed; no file is written.
         IntqError: Bad input, or a pass failed; no file is written.
     """
     if output is not None:
@@ -162,8 +171,7 @@ def run_recipe(
         same.start(graph)
         hooks.append(same)
     reports = run(graph, passes, ctx, hooks)
-    if ctx.remaining and not allow_bn:
-        raise CheckFailed(describe_remaining(ctx.remaining))
+    _require_none(reports, allow_bn=allow_bn, allow_float=allow_float)
     if output is not None:
         metadata(graph).update(_provenance(model, passes))
         save(graph, output)
@@ -187,6 +195,7 @@ def known_facts(graph: gs.Graph) -> set[str]:
     """The facts that hold for a model as it is read: see `transform.FACTS`."""
     ops = {node.op for sub in subgraphs(graph) for node in sub.nodes}
     facts = set() if "BatchNormalization" in ops else {"bn-folded"}
+    facts |= {"complete"} if GRIDS_KEY in metadata(graph) else set()
     return facts | ({"quantized"} if "DequantizeLinear" in ops else set())
 
 
@@ -221,6 +230,44 @@ def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
                     f"no node matches {pattern!r}; expected names or patterns of nodes that can "
                     f"be quantized, such as {names[0]!r}; correct it"
                 )
+
+
+def is_quantized(model: Path) -> bool:
+    """Whether a file holds Q/DQ nodes.
+
+    Raises:
+        IntqError: It is no ONNX file.
+    """
+    return any(node.op in QDQ for node in load(model).nodes)
+
+
+def _prove(graph: gs.Graph, reports: Sequence[Report], *, allow_float: bool) -> tuple[str, ...]:
+    """What keeps the result from being integer-only, one line each; empty if it is proven."""
+    _require_none(reports, allow_bn=True, allow_float=allow_float)
+    findings = prove(graph)
+    if findings and not allow_float:
+        found = findings[0]
+        raise CheckFailed(
+            f"node {found.node!r}, tensor {found.tensor!r}: {found.why}; expected integers alone; "
+            "let it stay float with --allow-float"
+        )
+    return tuple(f"{finding.node}: {finding.why}" for finding in findings)
+
+
+def _require_none(reports: Sequence[Report], *, allow_bn: bool, allow_float: bool) -> None:
+    """Refuse what passes had to leave although it should have gone.
+
+    Raises:
+        CheckFailed: With the first such node.
+    """
+    for allowed, fold in ((allow_bn, True), (allow_float, False)):
+        left = [x for r in reports if ("bn-folded" in r.spec.gives) is fold for x in r.remaining]
+        if left and not allowed:
+            raise CheckFailed(describe_remaining(left) if fold else describe_float(left))
+
+
+def _lowers(passes: Sequence[Pass]) -> bool:
+    return any("integer" in spec.gives for spec in passes)
 
 
 def _quantizes(passes: Sequence[Pass]) -> bool:

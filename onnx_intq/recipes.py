@@ -7,9 +7,21 @@ from collections.abc import Sequence
 from onnx_intq.registry import parse
 from onnx_intq.transform import IntqError, Pass
 
-TARGETS = ("ort", "tensorrt")
+TARGETS = ("ort", "tensorrt", "integer")
 PREPARE = "fold_constants, drop_identity, fold_bn"
 """The exact passes before calibration; tensors keep their names from here on."""
+
+CLEAN = "fold_constants, drop_identity"
+"""What a model that is quantized already is prepared by."""
+COMPLETE = "complete_qdq"
+"""Every float result on a grid: before the weights, whose scales depend on the grids."""
+LOWER = (
+    "integerize_conv",
+    "integerize_add",
+    "integerize_mul",
+    "integerize_activation",
+)
+"""The operators' families, in any order but that attention comes before its parts."""
 
 
 def pipeline(
@@ -21,25 +33,41 @@ def pipeline(
     keep: Sequence[str] = (),
     wide: Sequence[str] = (),
     overrides: Sequence[tuple[str, int]] = (),
+    nonlinear: str = "poly",
+    io: str = "float",
+    quantized: bool = False,
 ) -> list[Pass]:
     """The passes that turn a float model into one for `target`, preparation included.
 
     Args:
-        target: "ort" or "tensorrt".
+        target: "ort", "tensorrt" or "integer".
         weight_bits: 2..8.
         activation_bits: 8 or 16.
         weight_scale: "mse" or "minmax".
         keep: Glob patterns of nodes that stay float.
         wide: Glob patterns of nodes whose inputs get 16 bits; target "ort" only.
         overrides: (glob pattern, weight bits) pairs; the last that matches a node wins.
+        nonlinear: "poly", "paper" or "lut"; target "integer" only.
+        io: "float" or "int8"; target "integer" only.
+        quantized: The model has Q/DQ nodes already; target "integer" only.
 
     Raises:
-        IntqError: Unknown target.
+        IntqError: Unknown target, or 16-bit inputs of products for target integer.
     """
     if target not in TARGETS:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(TARGETS)}")
     weights = f"bits={weight_bits}, scale={weight_scale!r}, overrides={tuple(overrides)!r}"
-    activations = f"target={target!r}, bits={activation_bits}, keep={tuple(keep)!r}"
-    return parse(
-        f"{PREPARE}, insert_qdq({activations}, wide={tuple(wide)!r}), quantize_weights({weights})"
-    )
+    weights = f"quantize_weights({weights})"
+    if target == "integer" and (activation_bits != 8 or wide):
+        raise IntqError(
+            "16-bit inputs of products for target integer; expected 8 bits, which is what "
+            "ConvInteger and MatMulInteger take; leave out -a 16 and a16"
+        )
+    scheme = "ort" if target == "integer" else target
+    activations = f"target={scheme!r}, bits={activation_bits}, keep={tuple(keep)!r}"
+    activations = f"insert_qdq({activations}, wide={tuple(wide)!r})"
+    if target != "integer":
+        return parse(f"{PREPARE}, {activations}, {weights}")
+    start = CLEAN if quantized else f"{PREPARE}, {activations}"
+    names = ", ".join(LOWER).format(mode=f"mode={nonlinear!r}")
+    return parse(f"{start}, {COMPLETE}, {weights}, {names}, integerize_boundary(io={io!r})")

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from onnx_intq.feeds import speech_batch
 from onnx_intq.frontend import Floats, Frontend
-from onnx_intq.runtime import Model, Session
+from onnx_intq.real_io import RealSession
+from onnx_intq.runtime import Model
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, greedy, labels_from_json
 from onnx_intq.transform import IntqError
 
@@ -42,10 +43,10 @@ class Recognizer:
         """Load the model.
 
         Raises:
-            IntqError: As for `Session`, or the front end or the labels are neither given nor
+            IntqError: As for `RealSession`, or the front end or the labels are neither given nor
                 recorded, or are recorded wrongly.
         """
-        self._session = Session(model, threads=threads)
+        self._session = RealSession(model, threads=threads)
         metadata = self._session.metadata
         self.frontend = frontend or Frontend.from_json(_recorded(metadata, FRONTEND_KEY))
         self.labels = tuple(labels or labels_from_json(_recorded(metadata, LABELS_KEY)))

@@ -15,6 +15,8 @@ from onnx_intq.verify import Drift
 
 COMPUTING = set().union(*QUANTIZABLE.values())
 """Operators that run on integers for some target."""
+INTEGER = {"ConvInteger", "MatMulInteger"}
+"""Products of integers, as target integer has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class Summary:
         remaining: (node, reason) for BatchNorms that could not be folded.
         bytes_before, bytes_after: File sizes.
         drift: Of the outputs on small random feeds.
+        integer_only: For target integer, what keeps the model from being integer-only: nothing, if
+            that is proven. None for other targets.
         seconds: Stage -> wall time.
         recipe: The passes, as text that reads back.
         reports: One per pass.
@@ -38,6 +42,7 @@ class Summary:
     bytes_before: int
     bytes_after: int
     drift: Drift
+    integer_only: tuple[str, ...] | None
     seconds: dict[str, float]
     recipe: str
     reports: tuple[Report, ...]
@@ -51,6 +56,8 @@ class Summary:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "drift": {"largest": self.drift.largest, "sqnr": self.drift.sqnr},
+            "integer_only": None if self.integer_only is None else not self.integer_only,
+            "float": self.integer_only or (),
             "seconds": self.seconds,
             "recipe": self.recipe,
             "passes": [{"pass": str(r.spec), "changes": r.changes} for r in self.reports],
@@ -67,9 +74,10 @@ def quantized_nodes(graph: gs.Graph, left: Collection[str]) -> dict[str, int]:
     names = (
         node.op
         for node in graph.nodes
-        if node.op in COMPUTING
+        if node.op in INTEGER
+        or (node.op in COMPUTING
         and node.name not in left
-        and any(_is_activation(producer(t)) for t in node.inputs)
+        and any(_is_activation(producer(t)) for t in node.inputs))
     )
     return dict(sorted(Counter(names).items()))
 
@@ -90,6 +98,16 @@ def describe_remaining(remaining: Sequence[tuple[str, str]]) -> str:
     return (
         f"BatchNormalization {name!r} cannot be folded{more}: {why}; "
         "expected none to stay; let them stay with --allow-bn"
+    )
+
+
+def describe_float(remaining: Sequence[tuple[str, str]]) -> str:
+    """One line that names the first operator without integer form, and how many more there are."""
+    name, why = remaining[0]
+    more = f" (and {len(remaining) - 1} more)" if len(remaining) > 1 else ""
+    return (
+        f"{name!r} has no integer form{more}: {why}; "
+        "expected none to stay float; let them stay with --allow-float"
     )
 
 

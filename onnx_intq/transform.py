@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:  # the command line imports this module, and must answer at once
     import onnx_graphsurgeon as gs
 
-FACTS = frozenset({"bn-folded", "calibrated", "quantized"})
-"""All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place."""
+FACTS = frozenset({"bn-folded", "calibrated", "quantized", "complete", "integer"})
+"""All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place;
+every float result quantized; every operator on integers, or named."""
 
 
 Range = tuple[float, float]
@@ -87,12 +88,16 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Report:
-    """What one pass did: places changed, nodes left alone with the reason, seconds taken."""
+    """What one pass did: places changed, nodes left alone with the reason, seconds taken.
+
+    `remaining` are those left alone that the pass exists to remove.
+    """
 
     spec: Pass
     changes: int
     skipped: tuple[tuple[str, str], ...]
     seconds: float
+    remaining: tuple[tuple[str, str], ...] = ()
 
 
 Hook = Callable[[Pass, "gs.Graph"], None]
@@ -110,7 +115,7 @@ def run(
     check_order(passes, ctx.facts)
     reports: list[Report] = []
     for spec in passes:
-        seen, start = len(ctx.skipped), time.perf_counter()
+        seen, left, start = len(ctx.skipped), len(ctx.remaining), time.perf_counter()
         try:
             changes = spec.run(model, ctx)
             seconds = time.perf_counter() - start
@@ -119,7 +124,8 @@ def run(
                 hook(spec, model)
         except IntqError as error:
             raise PassError(f"{spec.name}: {error}") from error
-        reports.append(Report(spec, changes, tuple(ctx.skipped[seen:]), seconds))
+        skipped, remaining = tuple(ctx.skipped[seen:]), tuple(ctx.remaining[left:])
+        reports.append(Report(spec, changes, skipped, seconds, remaining))
     return reports
 
 

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch
 from onnx_intq.graph import bare_model, first_line, model_from_graph, subgraphs
-from onnx_intq.runtime import Session
+from onnx_intq.real_io import RealSession
 from onnx_intq.samples import specs
 from onnx_intq.transform import Pass, PassError
 
@@ -101,7 +101,7 @@ class SameFunction:
         return drift(self._first, self._run(model))
 
     def _run(self, model: gs.Graph) -> Outputs:
-        return Session(model_from_graph(model)).run(self.feeds)
+        return RealSession(model_from_graph(model)).run(self.feeds)
 
     def _compare(self, spec: Pass, now: Outputs, nodes: int) -> None:
         if set(now) != set(self._last):

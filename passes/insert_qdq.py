@@ -4,6 +4,7 @@ Before: `y = Conv(x, w)`.   After: `y = Conv(DequantizeLinear(QuantizeLinear(x, 
 Target ort: unsigned, zero point from the range; inputs and outputs, so that onnxruntime fuses
 QLinearConv and QLinearAdd. Target tensorrt: signed, zero point 0, inputs only.
 Condition: the tensor has a range (fact "calibrated"). What stays float is named with the reason.
+Addends of a sum get scales that make float and integer arithmetic agree (`onnx_intq.alignment`).
 Law: a quantized tensor moves by at most half a step where it lies inside its range.
 """
 
@@ -17,8 +18,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_intq.alignment import addend_scale
 from onnx_intq.graph import Names, convert_opset
 from onnx_intq.grid import Grid, affine, symmetric
+from onnx_intq.lowering import fused
 from onnx_intq.placement import Plan, origin, plan
 from onnx_intq.transform import Context, Pass, PassError, Range
 
@@ -58,6 +61,8 @@ class InsertQdq(Pass):
         for node, why in chosen.skipped:
             ctx.skip(node, why)
         ranges = {n: _range(t, chosen, ctx.ranges) for n, t in chosen.tensors.items()}
+        if self.target == "ort" and not sixteen:
+            _align_addends(model, chosen, ranges)
         quantized, names = {id(node) for node in chosen.nodes}, Names(model)
         for name, tensor in chosen.tensors.items():
             everyone = name in chosen.integers
@@ -108,9 +113,31 @@ def _let_read(readers: list[gs.Node], tensor: gs.Tensor, dq: gs.Tensor) -> None:
                 reader.inputs[index] = dq
 
 
+def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> None:
+    """Widen the ranges of addends a little: see `onnx_intq.alignment`. Sums come before addends."""
+    grid, fixed = Grid(8, signed=False), set[str]()
+    for node in reversed([n for n in chosen.nodes if n.op == "Add"]):
+        total = fused(model, node)[-1].outputs[0].name
+        for name in {_first(t, chosen).name for t in node.inputs} - fixed:
+            if total not in ranges or name == total:
+                continue
+            fixed.add(name)
+            scales = (float(affine(*ranges[n], grid)[0]) for n in (name, total))
+            scale, wanted = next(scales), next(scales)
+            factor = float(addend_scale(scale, wanted)) / scale
+            low, high = ranges[name]
+            same = [n for n, t in chosen.tensors.items() if _first(t, chosen).name == name]
+            ranges.update(dict.fromkeys(same, (low * factor, high * factor)))
+
+
+def _first(tensor: gs.Tensor, chosen: Plan) -> gs.Tensor:
+    """The tensor whose values it holds: behind operators that only move values, their input."""
+    return [t for t in origin(tensor) if t.name in chosen.tensors][-1]
+
+
 def _range(tensor: gs.Tensor, chosen: Plan, ranges: Mapping[str, Range]) -> Range:
     """The tensor's range; behind operators that only move values, that of their input."""
-    first = [t for t in origin(tensor) if t.name in chosen.tensors][-1]
+    first = _first(tensor, chosen)
     if first.name not in ranges:
         raise PassError(
             f"tensor {first.name!r} has no range; expected one per quantized tensor; "

@@ -6,6 +6,8 @@ Condition: the operator reads a DequantizeLinear (it runs on integers). A grid o
 is stored in int8; its width is recorded in the metadata under `onnx_intq.bits`.
 Where a channel's bias would not fit into int32 in steps of input scale x weight scale, the weight
 scale is raised until it does.
+Where input and result are quantized, scales are moved by up to half a step in 256 so that float and
+integer arithmetic agree (`onnx_intq.alignment`).
 Law: a weight inside its channel's range moves by at most half a step.
 """
 
@@ -20,8 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import Names, constant, metadata, producer
+from onnx_intq import qdq
+from onnx_intq.alignment import aligned
+from onnx_intq.graph import Names, constant, metadata, producer, sole_consumer
 from onnx_intq.grid import quantize, weight_grid, weight_scales
+from onnx_intq.lowering import fused
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.transform import Context, Pass, PassError
 
@@ -101,8 +106,13 @@ class QuantizeWeights(Pass):
         if not np.isfinite(w).all():
             raise PassError(f"weight {name!r} holds NaN or infinity; expected finite values")
         scales = weight_scales(w, axis, bits, self.scale)
+        floor = np.zeros((), np.float32)
         for reader, place in reads:
-            scales = np.asarray(np.maximum(scales, _bias_floor(reader, place)))
+            floor = np.asarray(np.maximum(floor, _bias_floor(reader, place)))
+        scales = np.asarray(np.maximum(scales, floor))
+        x_scale, y_scale = _activation_scales(model, node, index)
+        if x_scale and y_scale:
+            scales = aligned(scales, x_scale, y_scale, floor)
         if scales.shape not in zeros:
             wish = "weight_zp_" + "x".join(map(str, scales.shape))
             zeros[scales.shape] = gs.Constant(names.new(wish), np.zeros(scales.shape, np.int8))
@@ -140,6 +150,15 @@ def _bias_floor(node: gs.Node, index: int) -> npt.NDArray[np.float32] | np.float
     factor = node.attrs.get("beta", 1.0) / node.attrs.get("alpha", 1.0)
     floor: npt.NDArray[np.float32] = (np.abs(bias * np.float64(factor)) / step).astype(np.float32)
     return floor if channel_axis(node, index) is not None else floor.max()
+
+
+def _activation_scales(model: gs.Graph, node: gs.Node, index: int) -> tuple[float, float]:
+    """The scales of the other input and of the result, 0 where there is none."""
+    quantizer = sole_consumer(model, fused(model, node)[-1].outputs[0])
+    pair = producer(node.inputs[1 - index]), quantizer
+    scales = [constant(n, 1) if n is not None and n.op in qdq.QDQ else None for n in pair]
+    x, y = (0.0 if s is None or s.size != 1 else float(s.reshape(())) for s in scales)
+    return x * node.attrs.get("alpha", 1.0), y
 
 
 def _weight_index(node: gs.Node) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from onnx_intq import console, registry
 from onnx_intq.check import Problem
 from onnx_intq.cost import Cost, NodeCost
 from onnx_intq.evaluate import Evaluation, Hypothesis, evaluation
+from onnx_intq.integer_only import Finding, Proof
+from onnx_intq.intervals import Risk
 from onnx_intq.runtime import Timing
 from onnx_intq.summary import Summary
 from onnx_intq.synthesize import Result
@@ -118,16 +121,78 @@ def test_long_lists_of_problems_are_cut_and_counted(capsys: Captured) -> None:
     ]
     problems.append(Problem(node="model", rule="opset", message="too old"))
     with pytest.raises(CheckFailed, match="16 problems for target ort"):
-        console.show_problems(problems, "ort", as_json=False)
+        console.show_check("ort", problems, None, None, as_json=False)
     out = capsys.readouterr().out
     assert "16 problems for ort" in out
     assert out.count("too small") == console.SHOWN
     assert out.endswith("scale: 15, opset: 1\n")
     with pytest.raises(CheckFailed):
-        console.show_problems(problems, "ort", as_json=True)
+        console.show_check("ort", problems, None, None, as_json=True)
     assert len(read(capsys)["problems"]) == 16
-    console.show_problems([], "ort", as_json=True)
+    console.show_check("ort", [], None, None, as_json=True)
     assert read(capsys) == {"target": "ort", "problems": []}
+
+
+def test_a_proof_says_what_was_proven(capsys: Captured) -> None:
+    proof = Proof(findings=(), nodes=7, tensors=12, quantizers=1, dequantizers=2, unread=("len",))
+    console.show_check(None, [], proof, (), as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        (
+            "integer-only: 7 nodes, 12 tensors, all integer but the boundary "
+            "(1 QuantizeLinear, 2 DequantizeLinear)"
+        ),
+        "float inputs that nothing reads: len",
+        "overflow: none, every result stays within its type",
+    ]
+    console.show_check(None, [], proof, (), as_json=True)
+    assert read(capsys) == {
+        "integer_only": {
+            "proven": True,
+            "findings": [],
+            "nodes": 7,
+            "tensors": 12,
+            "quantizers": 1,
+            "dequantizers": 2,
+            "unread": ["len"],
+            "overflow": [],
+        }
+    }
+
+
+def test_overflow_is_told_and_fails_nothing(capsys: Captured) -> None:
+    proof = Proof(findings=(), nodes=7, tensors=12, quantizers=1, dequantizers=2, unread=())
+    risks = [Risk(node=f"n{i}", tensor="t", why="too wide", bounded=True) for i in range(5)]
+    console.show_check(None, [], proof, risks, as_json=False)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "overflow: not excluded by intervals at 5 nodes, such as",
+        *(f"  n{i}: too wide" for i in range(3)),
+    ]
+    console.show_check(None, [], proof, risks, as_json=True)
+    found = read(capsys)["integer_only"]
+    assert found["proven"] is True
+    assert found["overflow"] == [asdict(risk) for risk in risks]
+
+
+def test_a_failed_proof_names_the_places(capsys: Captured) -> None:
+    findings = tuple(
+        Finding(node=f"n{i}", tensor="t", why="makes float; expected integers") for i in range(15)
+    )
+    proof = Proof(
+        findings=findings, nodes=20, tensors=30, quantizers=1, dequantizers=1, unread=("len",)
+    )
+    with pytest.raises(CheckFailed, match=r"^15 places are not integer-only$"):
+        console.show_check(None, [], proof, None, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "15 places are not integer-only"
+    assert sum("float; expected" in line for line in lines) == console.SHOWN
+    assert lines[-1] == "makes float: 15"
+    problem = Problem(node="model", rule="opset", message="too old")
+    with pytest.raises(CheckFailed, match=r"^1 problems for target ort; 15 places are not"):
+        console.show_check("ort", [problem], proof, None, as_json=True)
+    found = read(capsys)
+    assert found.keys() == {"target", "problems", "integer_only"}
+    assert found["integer_only"]["proven"] is False
+    assert found["integer_only"]["findings"][0] == asdict(findings[0])
 
 
 def test_evaluations_are_told_by_split(capsys: Captured) -> None:

@@ -1,0 +1,50 @@
+"""`onnx-intq evaluate`: measure word error rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnx_intq import options
+
+
+@click.command(cls=options.Command)
+@options.model
+@click.option(
+    "--manifest", type=options.FILE, required=True, help="Speech, one JSON object per line."
+)
+@click.option("--against", type=options.FILE, help="The float model, for `differs`.")
+@options.frontend
+@click.option(
+    "--labels", type=options.FILE, help="JSON list of labels, for models that record none."
+)
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option("--batch-size", type=click.IntRange(1), default=1, help="Utterances.")
+@options.as_json
+def evaluate(
+    model: Path,
+    manifest: Path,
+    against: Path | None,
+    frontend: Path | None,
+    labels: Path | None,
+    threads: int | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Word error rate of a CTC model, and how often its words differ from the float model's."""
+    from onnx_intq import console, speech
+    from onnx_intq.evaluate import evaluate
+
+    with console.bar("evaluate") as tick:
+        found = evaluate(
+            model,
+            manifest,
+            against=against,
+            frontend=options.read_frontend(frontend),
+            labels=speech.read_labels(labels) if labels else None,
+            threads=threads,
+            batch_size=batch_size,
+            progress=tick,
+        )
+    console.show_evaluation(found, as_json)

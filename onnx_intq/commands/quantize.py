@@ -1,0 +1,129 @@
+"""`onnx-intq quantize`: make an INT8 model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnx_intq import options
+
+
+@click.command(cls=options.Command)
+@options.model
+@options.output
+@click.option(
+    "--target",
+    type=click.Choice(["ort", "tensorrt", "integer"]),
+    default="ort",
+    help="What will run it; integer: standard operators on integers alone.",
+)
+@click.option("--data", type=options.FILE, help="Real feeds in place of synthetic ones.")
+@click.option("--ranges", type=options.FILE, help="Ranges from `calibrate` in place of any data.")
+@options.method
+@click.option("-w", "--weights", type=click.IntRange(2, 8), default=8, help="Bits of weights.")
+@click.option(
+    "-a", "--activations", type=click.Choice(["8", "16"]), default="8", help="Bits of activations."
+)
+@click.option(
+    "--weight-scale",
+    type=click.Choice(["mse", "minmax"]),
+    default="mse",
+    help="mse: least error per channel; minmax: no weight clipped.",
+)
+@click.option(
+    "--nonlinear",
+    type=click.Choice(["poly", "paper", "lut"]),
+    default="poly",
+    help="Target integer: the kernels' polynomials, the papers' constants, or tables.",
+)
+@click.option(
+    "--io",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    help="Target integer: what the model takes and gives.",
+)
+@options.allow_float
+@options.observer
+@click.option("--override", multiple=True, metavar="NODES=BITS|a16|float", help="By name.")
+@click.option("--recipe", help="The whole pipeline, or @FILE, in place of the target's.")
+@options.allow_bn
+@options.verify
+@options.seed
+@options.device
+@options.frontend
+@options.as_json
+def quantize(
+    model: Path,
+    output: Path,
+    target: str,
+    data: Path | None,
+    ranges: Path | None,
+    method: str,
+    weights: int,
+    activations: str,
+    weight_scale: str,
+    nonlinear: str,
+    io: str,
+    allow_float: bool,
+    observer: str | None,
+    override: tuple[str, ...],
+    recipe: str | None,
+    allow_bn: bool,
+    verify: bool,
+    seed: int,
+    device: str,
+    frontend: Path | None,
+    as_json: bool,
+) -> None:
+    """Turn a float ONNX file into an INT8 one; without --data or --ranges, from the file alone."""
+    from onnx_intq import console, recipes
+    from onnx_intq.quantize import is_quantized, quantize
+    from onnx_intq.source import Source
+
+    context = click.get_current_context()
+    if recipe is not None:
+        pipeline = ("target", "weights", "activations", "weight_scale", "override")
+        options.refuse_given(context, pipeline, "beside --recipe, which is the whole pipeline")
+    if data is not None or ranges is not None:
+        options.refuse_given(context, ("method", "device"), "beside --data or --ranges")
+    if target != "integer" and recipe is None:
+        options.refuse_given(
+            context, ("nonlinear", "io", "allow_float"), "without --target integer"
+        )
+    lowers = target == "integer" and recipe is None and is_quantized(model)
+    if lowers:
+        fixed = ("data", "ranges", "method", "observer", "activations", "seed", "device")
+        options.refuse_given(context, fixed, "on a model that is quantized already")
+    chosen = options.split_overrides(override)
+    passes = recipes.pipeline(
+        target,
+        weight_bits=weights,
+        activation_bits=int(activations),
+        weight_scale=weight_scale,
+        keep=chosen.keep,
+        wide=chosen.wide,
+        overrides=chosen.bits,
+        nonlinear=nonlinear,
+        io=io,
+        quantized=lowers,
+    )
+    summary = quantize(
+        model,
+        output,
+        passes if recipe is None else options.read_recipe(recipe),
+        Source(
+            ranges=ranges,
+            data=data,
+            method=method,
+            seed=seed,
+            device=device,
+            frontend=options.read_frontend(frontend),
+        ),
+        observer=observer,
+        allow_bn=allow_bn,
+        allow_float=allow_float,
+        verify=verify,
+        bar=console.bar,
+    )
+    console.show_quantization(summary, output, as_json)

@@ -1,0 +1,147 @@
+"""Bounds every integer tensor of a model by interval arithmetic, and says what may overflow.
+
+Law: whatever a model is fed, its integer tensors stay within their intervals; and no result of a
+node leaves its type unless the node is among the risks.
+
+A risk is no proof of an overflow: intervals do not see that a square root's square is at most its
+argument, or that the weights of a softmax add up to one. The inputs of Loop and Scan bodies, and
+what comes out of them, may be anything their type holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_intq.graph import element_type
+from onnx_intq.interval_rules import RULES, Interval, Place, hull
+
+BITS = (2, 4, 8, 16, 32, 64)
+LIMITS: dict[str, Interval] = {
+    "BOOL": (0, 1),
+    **{f"INT{bits}": (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in BITS},
+    **{f"UINT{bits}": (0, (1 << bits) - 1) for bits in BITS},
+}
+"""ONNX's name of an integer type -> its lowest and highest value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Risk:
+    """A node whose result is not proven to stay within its type.
+
+    Attributes:
+        node: Its name.
+        tensor: Its output.
+        why: What was found.
+        bounded: Whether the bounds are known, and too wide; else there are none.
+    """
+
+    node: str
+    tensor: str
+    why: str
+    bounded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What `bounds` found.
+
+    Attributes:
+        intervals: Name of each integer tensor of the outermost graph -> its interval.
+        risks: In the order of the nodes, bodies included.
+    """
+
+    intervals: dict[str, Interval]
+    risks: tuple[Risk, ...]
+
+
+def bounds(model: gs.Graph) -> Bounds:
+    """Bound the integer tensors of `model`, whose nodes are in order, as `graph.load` gives them.
+
+    Tensors without a type, and float ones, are left out.
+    """
+    found = _Found()
+    found.graph(model)
+    intervals = {
+        name: found.known[id(tensor)]
+        for name, tensor in model.tensors().items()
+        if id(tensor) in found.known
+    }
+    return Bounds(intervals=intervals, risks=tuple(found.risks))
+
+
+def limits(tensor: gs.Tensor) -> Interval | None:
+    """The lowest and highest value of a tensor's type, None if that is no integer type."""
+    number = element_type(tensor)
+    return LIMITS.get(onnx.TensorProto.DataType.Name(number)) if number else None
+
+
+@dataclass
+class _Found:
+    """Intervals by the `id` of tensors, and risks, as the nodes are gone through."""
+
+    known: dict[int, Interval] = field(default_factory=dict)
+    risks: list[Risk] = field(default_factory=list)
+
+    def graph(self, graph: gs.Graph) -> None:
+        self.whole_type(graph.inputs)
+        for node in graph.nodes:
+            for tensor in node.inputs:
+                if isinstance(tensor, gs.Constant) and limits(tensor) and tensor.values.size:
+                    values = np.asarray(tensor.values)
+                    self.known[id(tensor)] = int(values.min()), int(values.max())
+            bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+            for body in bodies:
+                self.graph(body)
+            if node.op == "If":
+                self.joined(node, bodies)
+            elif bodies:
+                self.whole_type(node.outputs)
+            else:
+                self.node(node)
+
+    def node(self, node: gs.Node) -> None:
+        """Bound what a node makes."""
+        same = len(node.outputs) if node.op == "Split" else 1
+        for tensor in node.outputs[:same]:
+            if of_type := limits(tensor):
+                self.known[id(tensor)] = self.result(node, tensor, of_type)
+        self.whole_type(node.outputs[same:])
+
+    def result(self, node: gs.Node, tensor: gs.Tensor, of_type: Interval) -> Interval:
+        """The interval of a tensor that a node makes; a risk if that is not within its type."""
+        rule = RULES.get(node.op)
+        try:
+            exact = rule(Place(node, self.known, of_type)) if rule else "has no rule"
+        except KeyError:
+            exact = "reads a tensor without bounds"
+        if isinstance(exact, str):
+            self.risk(node, tensor, exact, bounded=False)
+            return of_type
+        if hull(exact, of_type) == of_type:
+            return exact
+        type_ = onnx.TensorProto.DataType.Name(element_type(tensor)).lower()
+        self.risk(node, tensor, f"{exact[0]}..{exact[1]} may leave {type_}", bounded=True)
+        return of_type
+
+    def risk(self, node: gs.Node, tensor: gs.Tensor, why: str, *, bounded: bool) -> None:
+        why = f"{node.op} {why}" if not bounded else f"{node.op}: {why}"
+        self.risks.append(Risk(node=node.name, tensor=tensor.name, why=why, bounded=bounded))
+
+    def joined(self, node: gs.Node, branches: list[gs.Graph]) -> None:
+        """What an If gives is what one of its branches gives."""
+        self.whole_type(node.outputs)
+        for index, tensor in enumerate(node.outputs):
+            results = [self.known.get(id(branch.outputs[index])) for branch in branches]
+            known = [each for each in results if each]
+            if len(known) == len(branches) == 2:
+                self.known[id(tensor)] = hull(*known)
+
+    def whole_type(self, tensors: Iterable[gs.Tensor]) -> None:
+        for tensor in tensors:
+            if of_type := limits(tensor):
+                self.known[id(tensor)] = of_type

@@ -1,0 +1,102 @@
+"""What the passes for Conv, ConvTranspose, Gemm and MatMul share: weights, biases, accumulators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnx_intq.graph import constant
+from onnx_intq.grid import Dyadic, dyadic
+from onnx_intq.lowering import CannotLowerError, Operand, Site
+from onnx_intq.qdq import dequantizer
+from onnx_intq.requantization import Step
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A constant factor as integers: real = centred * scales.
+
+    Attributes:
+        centred: int64, zero point taken off; the shape of the stored weight.
+        scales: float64, scalar or one per index of `axis`.
+        axis: Of the scales; 0 where there is one scale only.
+    """
+
+    centred: Int64
+    scales: npt.NDArray[np.float64]
+    axis: int
+
+
+def weight(tensor: gs.Tensor) -> Weight:
+    """The integers of a dequantized constant.
+
+    Raises:
+        CannotLowerError: The tensor is not made so, or has scales per block.
+    """
+    maker = dequantizer(tensor)
+    stored, scales = (constant(maker, 0), constant(maker, 1)) if maker else (None, None)
+    if maker is None or stored is None or scales is None or scales.ndim > 1:
+        raise CannotLowerError(f"its weight {tensor.name!r} is no constant with scales per channel")
+    axis = maker.attrs.get("axis", 1) % max(stored.ndim, 1) if scales.size > 1 else 0
+    zeros = np.zeros((), np.int64)
+    if (given := constant(maker, 2)) is not None:
+        shape = [-1 if i == axis else 1 for i in range(stored.ndim)] if given.size > 1 else ()
+        zeros = given.astype(np.int64).reshape(shape)
+    flat = np.squeeze(scales).astype(np.float64)
+    return Weight(centred=stored.astype(np.int64) - zeros, scales=flat, axis=axis)
+
+
+def unsigned(centred: Int64) -> tuple[npt.NDArray[np.uint8], int]:
+    """Weights as uint8 and their zero point: onnxruntime's fast form on the left of a product.
+
+    Raises:
+        CannotLowerError: They span more than 8 bits.
+    """
+    zero_point = 128 if centred.min() >= -128 and centred.max() <= 127 else -int(centred.min())
+    shifted = centred + max(zero_point, 0)
+    if shifted.max() > 255 or shifted.min() < 0:
+        raise CannotLowerError(f"its weights span {centred.min()}..{centred.max()}, over 8 bits")
+    return shifted.astype(np.uint8), max(zero_point, 0)
+
+
+def step(
+    site: Site, x: Operand, w: Weight, rows: Int64, bias: npt.NDArray[Any] | None, alpha: float = 1
+) -> Step:
+    """The requantisation of the accumulators sum(w * (x - zero point)).
+
+    Args:
+        site: Gives the result's grid and limits.
+        x: The other factor.
+        w: The weight; its scales are scalar or one per row.
+        rows: [channels, taps], the weights that are summed in one accumulator.
+        bias: Real values, scalar or [channels]; None without.
+        alpha: Factor of the product.
+    """
+    channels = len(rows)
+    steps = np.broadcast_to(x.scale * w.scales * alpha, (channels,))
+    multiplier = dyadic(steps / site.result.scale, 62 - site.result.grid.bits)
+    low, high = x.grid.low - x.zero_point, x.grid.high - x.zero_point
+    products = rows * low, rows * high
+    if bias is None:
+        biases = np.zeros(channels)
+    else:
+        # In float32, as onnxruntime does it: where a bias lies between two steps, both agree.
+        step32 = np.float32(x.scale) * w.scales.astype(np.float32) * np.float32(alpha)
+        biases = np.rint(np.broadcast_to(bias / step32, (channels,)).astype(np.float64))
+    if np.abs(biases).max(initial=0) >= 1 << 31:
+        raise CannotLowerError("its bias exceeds 32 bits in steps of input scale x weight scale")
+    return Step(
+        multiplier=Dyadic(multiplier.b.astype(np.int64), multiplier.c.astype(np.int64)),
+        bias=biases.astype(np.int64),
+        low=np.minimum(*products).sum(axis=1),
+        high=np.maximum(*products).sum(axis=1),
+        zero_point=site.result.zero_point,
+        first=site.first,
+        last=site.last,
+    )

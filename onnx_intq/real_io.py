@@ -1,0 +1,66 @@
+"""Runs a model that takes and gives integers (`--io int8`) as if it took and gave real values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_intq.feeds import Batch
+from onnx_intq.grid import dequantize, quantize
+from onnx_intq.lowering import GRIDS, GRIDS_KEY
+from onnx_intq.runtime import Model, Session
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class RealSession:
+    """A `Session` whose integer inputs and outputs are converted by the grids the model records.
+
+    A model without such inputs and outputs runs as it is.
+
+    Attributes:
+        inputs: As the model's; float32 where it takes integers of a recorded grid.
+        metadata: The model's.
+    """
+
+    def __init__(self, model: Model, *, threads: int | None = None) -> None:
+        """Load the model.
+
+        Raises:
+            IntqError: As for `Session`.
+        """
+        self._session = Session(model, threads=threads)
+        self.metadata = self._session.metadata
+        self._grids: Mapping[str, Sequence[Any]] = json.loads(self.metadata.get(GRIDS_KEY, "{}"))
+        float32 = np.dtype(np.float32)
+        self.inputs = tuple(
+            replace(spec, dtype=float32) if spec.name in self._grids else spec
+            for spec in self._session.inputs
+        )
+
+    def run(self, feeds: Batch, names: Sequence[str] | None = None) -> Arrays:
+        """Run the model once on real values; as `Session.run`."""
+        types = {spec.name: spec.dtype.name for spec in self._session.inputs}
+        given = {
+            name: self._quantized(name, values, types.get(name, ""))
+            for name, values in feeds.items()
+        }
+        results = self._session.run(given, names)
+        return {name: self._real(name, values) for name, values in results.items()}
+
+    def _quantized(self, name: str, values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+        if name not in self._grids or values.dtype.kind != "f" or dtype not in GRIDS:
+            return values
+        _, scale, zero_point = self._grids[name]
+        return quantize(values, np.float32(scale), zero_point, GRIDS[dtype])
+
+    def _real(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if name not in self._grids or values.dtype.kind == "f":
+            return values
+        _, scale, zero_point = self._grids[name]
+        return dequantize(values, np.float32(scale), zero_point)
