@@ -72,6 +72,8 @@ def check_output(output: str | Path, *inputs: str | Path | None) -> None:
         raise IntqError(f"{output}: output is the input file; expected another name; change -o")
     if output.is_dir():
         raise IntqError(f"{output}: is a folder; expected the name of a file; change -o")
+    if output.exists() and not output.is_file():
+        raise IntqError(f"{output}: is no regular file; expected the name of one; change -o")
     if not output.absolute().parent.is_dir():
         raise IntqError(f"{output}: its folder does not exist; create it first")
 

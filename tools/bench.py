@@ -1,9 +1,10 @@
 """Prints the README's tables: ours and onnxruntime's quantizer, on the same data, in one run.
 
-    python tools/bench.py [accuracy|speed|calibration|cost]... [--assets FOLDER] [--work FOLDER]
+    python tools/bench.py [TABLE ...] [--assets FOLDER] [--work FOLDER]
 
+Tables: accuracy, speed, calibration, cost, kernels; without names, all of them.
 Needs the extras cpu and speech, and the assets (INTQ_ASSETS, default ../shared/assets): the real
-QuartzNet15x5, speech_dev and speech_train. Without table names all tables are printed.
+QuartzNet15x5, speech_dev and speech_train; `kernels` needs none of these.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_kernels
 import click
 import numpy as np
 
@@ -212,7 +214,18 @@ def costs(bench: Bench) -> None:
     table("QuartzNet15x5, 10 s of audio", header, rows)
 
 
-TABLES = {"calibration": calibration, "accuracy": accuracy, "speed": speed, "cost": costs}
+def kernels(_: Bench) -> None:
+    """Errors of the integer kernels."""
+    bench_kernels.print_table()
+
+
+TABLES = {
+    "calibration": calibration,
+    "accuracy": accuracy,
+    "speed": speed,
+    "cost": costs,
+    "kernels": kernels,
+}
 """In this order: a child's peak memory counts its parent's at the start."""
 
 
@@ -325,7 +338,7 @@ def main(tables: tuple[str, ...], assets: Path, work: Path) -> None:
         return
     if unknown := set(tables) - set(TABLES):
         raise click.ClickException(f"no table {unknown.pop()!r}; expected: {', '.join(TABLES)}")
-    if not assets.is_dir():
+    if set(tables) != {"kernels"} and not assets.is_dir():
         raise click.ClickException(f"no assets at {assets}; set INTQ_ASSETS")
     work.mkdir(parents=True, exist_ok=True)
     click.echo(f"onnxruntime {version('onnxruntime')}, {os.cpu_count()} processors")

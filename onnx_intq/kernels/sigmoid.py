@@ -20,11 +20,11 @@ def sigmoid(q: Any, scale: float, mode: Mode = "poly", bits: int = 16) -> tuple[
     Law: sigmoid(q) + sigmoid(-q) = 2^bits, and sigmoid(0) = 2^(bits-1) but in mode "paper".
     It never falls as q grows, but by one step of the result where `scale` is below 2^-13: e then
     grows less from one q to the next than the rounding of the divisor takes away.
-    Errors, largest: "poly" 6e-4 at any width; "lut" 2^-14.
+    Errors, largest: "poly" 6e-4 at any width; "lut" 2^-16 with 16 bits.
 
     Bounds: 0 <= e <= one <= 2^30 - 2^16, so e + one + half < 2^31: int32. In mode "paper", where e
     at 0 is 0.34 to 1.0003, one < 2^32: int64. The divisor is at least one >> bits >= 2^13: never 0;
-    rounded, it is off by 2^-14 of itself at most.
+    rounded, it is off by 2^(bits-30) of itself at most.
 
     Args:
         q: int64, any shape, |q| <= 65535; or a `trace.Value`. Mode "lut": |q| <= 255.

@@ -39,11 +39,11 @@ def softmax(
     """Probabilities exp(x) / sum(exp(x)) along `axis`, x = q * scale.
 
     Errors, largest: "poly" 1.2e-3 (p (1 - p) times the spread of exp's relative errors, 4.4e-3),
-    "lut" 2^-14 and half a step, both of the true softmax of q * scale.
+    "lut" 2^(bits-30) p and half a step; against the true softmax of q * scale.
 
-    Bounds: the divisor is the rounded sum / 2^bits. It is at least peak >> bits >= 2^13, and within
-    2^-14 of itself. A divisor above 2^31 - 1 > 2 * peak would give 0, as 2^31 - 1 does, so
-    it is cut there, and e + divisor / 2 < 2^30 + 2^30: the elementwise part is int32.
+    Bounds: the divisor is the rounded sum / 2^bits. It is at least peak >> bits >= 2^13, and off by
+    2^(bits-30) of itself at most. A divisor above 2^31 - 1 > 2 * peak would give 0, as 2^31 - 1
+    does, so it is cut there, and e + divisor / 2 < 2^30 + 2^30: the elementwise part is int32.
 
     Args:
         q: int64, any shape, rows of up to 2^16 integers at most 65535 apart (255: "lut"); or a
