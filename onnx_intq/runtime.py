@@ -63,6 +63,7 @@ class Session:
         threads: int | None = None,
         optimize: bool = True,
         spin: bool = True,
+        arena: bool = True,
     ) -> None:
         """Load `model`.
 
@@ -72,17 +73,22 @@ class Session:
             threads: Threads per operator, None for all processors.
             optimize: Whether onnxruntime may fuse nodes; without, every node runs as written.
             spin: Whether idle threads wait actively: lower latency for more processor time.
+            arena: Whether memory of one run is kept for the next; for many sessions it adds up.
 
         Raises:
-            IntqError: onnxruntime is missing or refuses the model, or the file is missing.
+            IntqError: onnxruntime is missing or refuses the model, the file is missing, or the
+                model has integer products that this processor would compute wrongly.
         """
         self._name = str(model) if isinstance(model, str | Path) else "model"
         options = _options(threads, optimize=optimize)
+        options.enable_cpu_mem_arena = arena
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
         self._session = _create(model, options)
+        if saturates():
+            _require_exact(model, self._name)
         self.inputs = tuple(_spec(value, self._name) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value, self._name) for value in self._session.get_outputs())
         self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -195,6 +201,38 @@ def saturates() -> bool:
     x, w = np.full((4, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     (y,) = session.run(None, {"x": x, "w": w})
     return bool((y != 64 * 255 * 127).any())
+
+
+def _require_exact(model: Model, name: str) -> None:
+    """Refuse products of uint8 weights and int8 activations: they saturate, and nothing helps.
+
+    onnxruntime's setting for exact products replaces int8 constants alone.
+    """
+    for node in _structure(model).graph.node:
+        if node.op_type in {"ConvInteger", "MatMulInteger"} and _is_mixed(node, model):
+            raise IntqError(
+                f"{name}: {node.op_type} {node.name!r} multiplies uint8 by int8 activations, which "
+                "this processor (x86 without VNNI) gets wrong; expected a model for any processor; "
+                "quantize it with --cpu any"
+            )
+
+
+def _is_mixed(node: onnx.NodeProto, model: Model) -> bool:
+    """Whether a product's zero points, which our models always give, have the two types."""
+    found = {t.name: t.data_type for t in _structure(model).graph.initializer}
+    kinds = {found.get(name) for name in node.input[2:4]}
+    activation = node.input[0 if node.op_type == "ConvInteger" else 1]
+    int8, uint8 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
+    return kinds == {int8, uint8} and activation not in found
+
+
+def _structure(model: Model) -> onnx.ModelProto:
+    """The model without its external weights."""
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(str(model), load_external_data=False)
 
 
 def _options(threads: int | None, *, optimize: bool) -> Any:

@@ -58,7 +58,12 @@ class Segments:
         self._names = frozenset(names)
         self._inputs = {t.name for t in graph.inputs}
         self._parts: list[tuple[Part, Session]] = [
-            (part, Session(model_from_graph(_graph(graph, part)), threads=threads, spin=False))
+            (
+                part,
+                Session(
+                    model_from_graph(_graph(graph, part)), threads=threads, spin=False, arena=False
+                ),
+            )
             for part in cut(graph.copy().toposort(), self._names, size)
         ]
 

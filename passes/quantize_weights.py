@@ -113,13 +113,15 @@ class QuantizeWeights(Pass):
         x_scale, y_scale = _activation_scales(model, node, index)
         if x_scale and y_scale:
             scales = aligned(scales, x_scale, y_scale, floor)
-        if scales.shape not in zeros:
+        unsigned = _reads_unsigned(node, index)
+        if scales.shape not in zeros and not unsigned:
             wish = "weight_zp_" + "x".join(map(str, scales.shape))
             zeros[scales.shape] = gs.Constant(names.new(wish), np.zeros(scales.shape, np.int8))
         stored = gs.Constant(
             names.new(f"{name}_q"), quantize(w, scales, 0, weight_grid(bits), axis)
         )
-        inputs = [stored, gs.Constant(names.new(f"{name}_scale"), scales), zeros[scales.shape]]
+        inputs = [stored, gs.Constant(names.new(f"{name}_scale"), scales)]
+        inputs += [] if unsigned else [zeros[scales.shape]]
         dq = gs.Variable(names.new(f"{name}_dq"), dtype=np.float32, shape=w.shape)
         attrs = {} if axis is None else {"axis": axis}
         model.nodes.append(gs.Node("DequantizeLinear", dq.name, attrs, inputs, [dq]))
@@ -150,6 +152,16 @@ def _bias_floor(node: gs.Node, index: int) -> npt.NDArray[np.float32] | np.float
     factor = node.attrs.get("beta", 1.0) / node.attrs.get("alpha", 1.0)
     floor: npt.NDArray[np.float32] = (np.abs(bias * np.float64(factor)) / step).astype(np.float32)
     return floor if channel_axis(node, index) is not None else floor.max()
+
+
+def _reads_unsigned(node: gs.Node, index: int) -> bool:
+    """Whether the activation is unsigned, which is onnxruntime's dialect, not TensorRT's.
+
+    TensorRT wants a zero point of 0 in writing. onnxruntime does not, and cannot load weights that
+    share one where `session.x64quantprecision` is set on a processor without VNNI (1.31.1).
+    """
+    maker = producer(node.inputs[1 - index])
+    return maker is not None and qdq.integer_type(maker).startswith("u")
 
 
 def _activation_scales(model: gs.Graph, node: gs.Node, index: int) -> tuple[float, float]:

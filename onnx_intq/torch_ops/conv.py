@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from onnx_intq.depthwise import depthwise_conv1d
-from onnx_intq.torch_ops.windows import windows
+from onnx_intq.torch_ops.windows import Windows
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -31,7 +31,7 @@ def _conv(
     group: int = 1,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
-    view = windows(x.shape[2:], weight.shape[2:], strides, pads, dilations, auto_pad)
+    view = Windows.over(x.shape[2:], weight.shape[2:], strides, pads, dilations, auto_pad)
     if x.ndim == 3 and group == x.shape[1] == weight.shape[0]:
         sides = (view.begins[0], view.ends[0])
         return depthwise_conv1d(x, weight, bias, view.strides[0], sides, view.dilations[0])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from onnx_intq.torch_ops.windows import Windows, windows
+from onnx_intq.torch_ops.windows import Windows
 
 _MAX: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -32,7 +32,7 @@ def _max_pool(
     storage_order: int = 0,
     outputs: int,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    view = windows(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    view = Windows.over(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     if outputs > 1:
         return _max_and_index(x, view, storage_order)
     if x.is_floating_point():
@@ -63,8 +63,8 @@ def _average_pool(
     ceil_mode: int = 0,
     count_include_pad: int = 0,
 ) -> Tensor:
-    given = windows(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad)
-    view = windows(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    given = Windows.over(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad)
+    view = Windows.over(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     counted = torch.ones_like(x[:1, :1])
     if count_include_pad:  # the padding asked for counts, what ceil_mode adds does not
         excess = tuple(v - g for v, g in zip(view.ends, given.ends, strict=True))
@@ -91,7 +91,7 @@ def _lp_pool(
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
 ) -> Tensor:
-    view = windows(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    view = Windows.over(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     norms: Tensor = torch.linalg.vector_norm(view.unfold(view.pad(x)), p, _kernel_axes(x))
     return norms
 
