@@ -17,7 +17,10 @@ demo: $(READY)
 	$(BIN)/onnx-intq quantize demo/digits.onnx -o demo/digits.int8.onnx
 	$(BIN)/onnx-intq check demo/digits.int8.onnx --target ort
 	$(BIN)/onnx-intq evaluate demo/digits.int8.onnx --manifest $(DIGITS) --against demo/digits.onnx
-	$(BIN)/onnx-intq bench demo/digits.onnx demo/digits.int8.onnx
+	$(BIN)/onnx-intq quantize demo/digits.int8.onnx --target integer -o demo/digits.integer.onnx
+	$(BIN)/onnx-intq check demo/digits.integer.onnx --integer-only
+	$(BIN)/onnx-intq compare demo/digits.int8.onnx demo/digits.integer.onnx --data $(DIGITS) --worst 3
+	$(BIN)/onnx-intq bench demo/digits.onnx demo/digits.int8.onnx demo/digits.integer.onnx
 	@echo "look at demo/spectrograms.png"
 
 test: $(READY) lint

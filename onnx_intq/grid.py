@@ -128,30 +128,37 @@ class Dyadic:
     c: Integer
 
 
+MULTIPLIER_BITS = 31
 LARGEST_SHIFT = 54
 """(acc + bias) * b < 2^62 and 255 * 2^54 < 2^62: their sum and the half fit int64."""
 
 
-def dyadic(real: npt.ArrayLike, largest_shift: int = LARGEST_SHIFT) -> Dyadic:
-    """The nearest b / 2^c to `real`, 31 significant bits.
+def dyadic(
+    real: npt.ArrayLike, largest_shift: int = LARGEST_SHIFT, bits: int = MULTIPLIER_BITS
+) -> Dyadic:
+    """The nearest b / 2^c to `real`, `bits` significant bits.
 
     Args:
-        real: Multipliers, >= 0 and < 2^30, any shape.
-        largest_shift: c is at most this; below 2^(30 - largest_shift), b has fewer bits.
+        real: Multipliers, >= 0 and < 2^(bits - 1), any shape.
+        largest_shift: c is at most this; below 2^(bits - 1 - largest_shift), b has fewer bits.
+        bits: Of b, at most 31: fewer leave room for an accumulator of more than 31 bits.
 
     Raises:
-        IntqError: A multiplier is negative, not finite, or 2^30 or more.
+        IntqError: A multiplier is negative, not finite, or 2^(bits - 1) or more.
     """
     values = np.asarray(real, np.float64)
-    if not np.all((values >= 0) & (values < 2.0**30)):
-        worst = values[~((values >= 0) & (values < 2.0**30))].flat[0]
+    # Above, b would be rounded up to 2^bits, and c is not there to make up for it.
+    inside = (values >= 0) & (values < 2.0 ** (bits - 1) - 0.25)
+    if not np.all(inside):
         raise IntqError(
-            f"a requantisation by {worst:g}; expected a multiplier from 0 to 2^30; "
+            f"a requantisation by {values[~inside].flat[0]:g}; "
+            f"expected a multiplier from 0 to 2^{bits - 1}; "
             "calibrate again: two scales of the model are too far apart"
         )
-    c = np.clip(31 - np.frexp(values)[1].astype(np.int64), 1, largest_shift)
+    exponents = np.where(values > 0, np.frexp(values)[1], -largest_shift)
+    c = np.clip(bits - exponents.astype(np.int64), 1, largest_shift)
     b = np.floor(np.ldexp(values, c) + 0.5).astype(np.int64)
-    too_large = b >= 1 << 31  # the mantissa was rounded up to 1
+    too_large = b >= 1 << bits  # the mantissa was rounded up to 1
     return Dyadic(np.where(too_large, b >> 1, b), np.where(too_large, c - 1, c))
 
 
@@ -167,9 +174,9 @@ def requantize(
     """clip((((acc + bias) * b + 2^(c-1)) >> c) + zero_point, low, high): half up, exact in int64.
 
     Args:
-        acc: int64 array, |acc| < 2^31, or a `trace.Value`.
+        acc: int64 array or a `trace.Value`; |acc| and |acc + bias| < 2^31, or 2^62 / b.
         multiplier: Broadcasts to `acc`.
-        bias: Integers that broadcast to `acc`, |bias| < 2^31.
+        bias: Integers that broadcast to `acc`, |bias| < 2^31, or 2^62 / b.
         zero_point: Of the result.
         low: The lowest result; zero_point - low < 2^(62 - c).
         high: The highest result.
@@ -203,9 +210,9 @@ def weighted_sum(
     """clip(((sum of term * factor) + 2^(c-1) >> c) + zero_point, low, high): one rounding.
 
     Args:
-        terms: int64 arrays or `trace.Value`, |term| < 2^16, of shapes that broadcast.
-        factors: |factor| < 2^31 / number of terms; real factors are factor / 2^c, see
-            `common_exponent`.
+        terms: int64 arrays or `trace.Value` of shapes that broadcast; two of less than 2^16 are
+            safe, else the sum must fit int64.
+        factors: |factor| < 2^31; real factors are factor / 2^c, see `common_exponent`.
         c: zero_point - low < 2^(62 - c).
         zero_point: Of the result.
         low: The lowest result.

@@ -7,6 +7,7 @@ the integer nodes of one place; `lower` does the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx_intq.graph import Names, constant, producer, remove, replace_uses, sole_consumer
 from onnx_intq.grid import Grid
 from onnx_intq.placement import FUSED, is_bias
-from onnx_intq.qdq import DEQUANTIZE, QUANTIZE, dequantizer
+from onnx_intq.qdq import DEQUANTIZE, QUANTIZE, dequantizer, has_input
 from onnx_intq.trace import Builder
 from onnx_intq.transform import Context, IntqError
 from onnx_intq.value import Value
@@ -34,6 +35,22 @@ GRIDS: Mapping[str, Grid] = {
 """Type of a quantized tensor -> its integers."""
 GRIDS_KEY = "onnx_intq.grids"
 """Metadata key of a JSON object: integer tensor to its float tensor's name, scale, zero point."""
+
+
+def recorded_grids(metadata: Mapping[str, str]) -> dict[str, tuple[str, float, int]]:
+    """What a model's metadata says of its integer tensors: float tensor, scale, zero point.
+
+    Raises:
+        IntqError: It cannot be read.
+    """
+    try:
+        found = json.loads(metadata.get(GRIDS_KEY, "{}"))
+        return {str(q): (str(x), float(scale), int(zp)) for q, (x, scale, zp) in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise IntqError(
+            f"metadata {GRIDS_KEY} cannot be read ({error}); expected a JSON object of "
+            "[tensor, scale, zero point]; quantize the model again"
+        ) from error
 
 
 class CannotLowerError(IntqError):
@@ -122,15 +139,34 @@ class Site:
 
 
 Emit = Callable[[Site, Builder], "Value | gs.Tensor"]
+Wanted = Callable[[gs.Node], object]
 
 
-def lower(model: gs.Graph, ctx: Context, ops: Collection[str], emit: Emit) -> int:
+def lower(
+    model: gs.Graph,
+    ctx: Context,
+    ops: Collection[str],
+    emit: Emit,
+    *,
+    where: Wanted | None = None,
+    optional: bool = False,
+) -> int:
     """Rewrite every place whose operator is one of `ops`; return how many were.
 
     A node that cannot be rewritten is noted with the reason by `ctx.remain`.
+
+    Args:
+        model: The graph.
+        ctx: Takes the notes.
+        ops: Operators.
+        emit: Emits the nodes of one place.
+        where: Tells which of their nodes are meant; all by default.
+        optional: Another pass can rewrite what is left: it is noted by `ctx.skip`.
     """
     builder, count = Builder(model, Names(model), {}), 0
-    for node in [n for n in model.nodes if n.op in ops and is_float(n)]:
+    note = ctx.skip if optional else ctx.remain
+    meant = [n for n in model.nodes if n.op in ops and is_float(n)]
+    for node in [n for n in meant if where is None or where(n)]:
         before = len(model.nodes)
         builder.name = node.name
         try:
@@ -138,7 +174,7 @@ def lower(model: gs.Graph, ctx: Context, ops: Collection[str], emit: Emit) -> in
             emitted = [emit(site, builder) for site in sites]
         except IntqError as error:
             remove(model, model.nodes[before:])
-            ctx.remain(node, str(error))
+            note(node, str(error))
             continue
         for site, found in zip(sites, emitted, strict=True):
             _put(model, site, found.tensor if isinstance(found, Value) else found)
@@ -224,7 +260,7 @@ def constant_values(tensor: gs.Tensor) -> npt.NDArray[Any] | None:
     if maker is None or stored is None:
         return None
     scale, zero_point = constant(maker, 1), constant(maker, 2)
-    if scale is None or scale.ndim > 1:
+    if scale is None or maker.attrs.get("block_size", 0):
         return None
     zeros = np.zeros(1) if zero_point is None else zero_point.astype(np.float64)
     axis = maker.attrs.get("axis", 1) if scale.size > 1 else 0
@@ -267,15 +303,27 @@ def _result(quantize: gs.Node) -> Operand:
 
 
 def activation_limits(activation: gs.Node, result: Operand) -> tuple[int, int]:
-    """The integers of an activation's ends: rounding keeps order, so it may follow."""
+    """The integers of an activation's ends: rounding keeps order, so it may follow.
+
+    Raises:
+        CannotLowerError: They are computed at run time.
+    """
     ends = (0.0, np.inf)
     if activation.op == "Clip":
-        low, high = constant(activation, 1), constant(activation, 2)
-        ends = -np.inf if low is None else float(low), np.inf if high is None else float(high)
+        ends = _limit(activation, 1, -np.inf), _limit(activation, 2, np.inf)
     grid = result.grid
     steps = np.rint(np.asarray(ends) / result.scale) + result.zero_point
     first, last = (int(q) for q in np.clip(steps, grid.low, grid.high))
-    return first, last
+    return min(first, last), last
+
+
+def _limit(clip: gs.Node, index: int, absent: float) -> float:
+    if not has_input(clip, index):
+        return absent
+    values = constant_values(clip.inputs[index])
+    if values is None:
+        raise CannotLowerError("its limits are computed at run time")
+    return float(values.reshape(()))
 
 
 def _put(model: gs.Graph, site: Site, emitted: gs.Tensor) -> None:
@@ -284,7 +332,8 @@ def _put(model: gs.Graph, site: Site, emitted: gs.Tensor) -> None:
     if emitted.dtype != result.dtype:
         raise AssertionError(f"{site.node.name}: {emitted.dtype}, expected {result.dtype}")
     emitted.shape = result.shape if emitted.shape is None else emitted.shape
+    name = result.name
     replace_uses(model, result, emitted)
     remove(model, site.chain)
     if producer(emitted) is not None:
-        emitted.name, result.name = result.name, f"{result.name}_replaced"
+        emitted.name, result.name = name, f"{name}_replaced"

@@ -12,8 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx_intq.graph import constant
 from onnx_intq.grid import Dyadic, dyadic
 from onnx_intq.lowering import CannotLowerError, Operand, Site
-from onnx_intq.qdq import dequantizer
+from onnx_intq.qdq import dequantizer, has_input
 from onnx_intq.requantization import Step
+from onnx_intq.transform import IntqError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -41,7 +42,8 @@ def weight(tensor: gs.Tensor) -> Weight:
     """
     maker = dequantizer(tensor)
     stored, scales = (constant(maker, 0), constant(maker, 1)) if maker else (None, None)
-    if maker is None or stored is None or scales is None or scales.ndim > 1:
+    blocks = maker is not None and maker.attrs.get("block_size", 0)
+    if maker is None or stored is None or scales is None or blocks:
         raise CannotLowerError(f"its weight {tensor.name!r} is no constant with scales per channel")
     axis = maker.attrs.get("axis", 1) % max(stored.ndim, 1) if scales.size > 1 else 0
     zeros = np.zeros((), np.int64)
@@ -58,11 +60,34 @@ def unsigned(centred: Int64) -> tuple[npt.NDArray[np.uint8], int]:
     Raises:
         CannotLowerError: They span more than 8 bits.
     """
-    zero_point = 128 if centred.min() >= -128 and centred.max() <= 127 else -int(centred.min())
-    shifted = centred + max(zero_point, 0)
-    if shifted.max() > 255 or shifted.min() < 0:
+    fits = centred.min() >= -128 and centred.max() <= 127
+    zero_point = 128 if fits else max(-int(centred.min()), 0)
+    shifted = centred + zero_point
+    if shifted.max() > 255 or zero_point > 255:
         raise CannotLowerError(f"its weights span {centred.min()}..{centred.max()}, over 8 bits")
-    return shifted.astype(np.uint8), max(zero_point, 0)
+    return shifted.astype(np.uint8), zero_point
+
+
+def bias(site: Site) -> npt.NDArray[Any] | None:
+    """The values of a convolution's bias; None without.
+
+    Raises:
+        CannotLowerError: It is computed at run time.
+    """
+    values = site.values(2)
+    if values is None and has_input(site.node, 2):
+        raise CannotLowerError("its bias is computed at run time")
+    return values
+
+
+def check_cpu(cpu: str) -> None:
+    """Refuse what no processor is called.
+
+    Raises:
+        IntqError: It is neither "any" nor "vnni".
+    """
+    if cpu not in {"any", "vnni"}:
+        raise IntqError(f"cpu {cpu!r}; expected 'any' or 'vnni'")
 
 
 def step(

@@ -89,6 +89,8 @@ def quantize(
     split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
     if split < len(passes) or not _lowers(passes):
         require_float(graph)
+    else:
+        require_qdq(graph)
     require_matches(graph, passes)
     same = SameFunction(small_feeds(graph))
     same.start(graph)
@@ -211,6 +213,26 @@ def require_float(graph: gs.Graph) -> None:
             raise IntqError(
                 f"{node.op} {node.name!r}: the model is quantized already; "
                 "expected a float model; start from the file it was made of"
+            )
+
+
+def require_qdq(graph: gs.Graph) -> None:
+    """Refuse what is quantized in another form than Q/DQ nodes, or not in float32 between them.
+
+    Raises:
+        IntqError: Naming the node or tensor.
+    """
+    require_float32(graph)
+    for node in graph.nodes:
+        if node.op.startswith("QLinear"):
+            raise IntqError(
+                f"{node.op} {node.name!r}: the model is in QOperator format; expected Q/DQ nodes "
+                "around float operators; quantize the float model again, with QuantFormat.QDQ"
+            )
+        if node.op in QDQ and node.domain not in {None, "", "ai.onnx"}:
+            raise IntqError(
+                f"{node.op} {node.name!r} is of the domain {node.domain!r}; expected the default "
+                "domain; quantize the float model again, in opset 21 for 4 or 16 bits"
             )
 
 

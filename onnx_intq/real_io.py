@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from onnx_intq.feeds import Batch
 from onnx_intq.grid import dequantize, quantize
-from onnx_intq.lowering import GRIDS, GRIDS_KEY
+from onnx_intq.lowering import GRIDS, recorded_grids
 from onnx_intq.runtime import Model, Session
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -36,7 +35,7 @@ class RealSession:
         """
         self._session = Session(model, threads=threads)
         self.metadata = self._session.metadata
-        self._grids: Mapping[str, Sequence[Any]] = json.loads(self.metadata.get(GRIDS_KEY, "{}"))
+        self._grids = recorded_grids(self.metadata)
         float32 = np.dtype(np.float32)
         self.inputs = tuple(
             replace(spec, dtype=float32) if spec.name in self._grids else spec
@@ -57,7 +56,8 @@ class RealSession:
         if name not in self._grids or values.dtype.kind != "f" or dtype not in GRIDS:
             return values
         _, scale, zero_point = self._grids[name]
-        return quantize(values, np.float32(scale), zero_point, GRIDS[dtype])
+        steps = values.astype(np.float32) / np.float32(scale)  # in float32, as QuantizeLinear
+        return quantize(steps, 1.0, zero_point, GRIDS[dtype])
 
     def _real(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if name not in self._grids or values.dtype.kind == "f":

@@ -13,15 +13,27 @@ PREPARE = "fold_constants, drop_identity, fold_bn"
 
 CLEAN = "fold_constants, drop_identity"
 """What a model that is quantized already is prepared by."""
-COMPLETE = "complete_qdq"
+COMPLETE = "complete_qdq({cpu})"
 """Every float result on a grid: before the weights, whose scales depend on the grids."""
+FUSE = "fuse_layer_norm, fuse_nonlinear"
+"""Composite operators become one node each, before grids would part them."""
 LOWER = (
+    "integerize_attention({mode}, {cpu})",
     "integerize_conv",
+    "integerize_conv_transpose",
+    "integerize_matmul({cpu})",
+    "integerize_nonlinear({mode})",
+    "integerize_softmax({mode})",
+    "integerize_layer_norm({mode})",
     "integerize_add",
     "integerize_mul",
+    "integerize_div",
+    "integerize_mean",
     "integerize_activation",
+    "integerize_cast",
+    "integerize_move",
 )
-"""The operators' families, in any order but that attention comes before its parts."""
+"""The operators' families, in any order but that composites come before their parts."""
 
 
 def pipeline(
@@ -35,6 +47,7 @@ def pipeline(
     overrides: Sequence[tuple[str, int]] = (),
     nonlinear: str = "poly",
     io: str = "float",
+    cpu: str = "any",
     quantized: bool = False,
 ) -> list[Pass]:
     """The passes that turn a float model into one for `target`, preparation included.
@@ -49,6 +62,7 @@ def pipeline(
         overrides: (glob pattern, weight bits) pairs; the last that matches a node wins.
         nonlinear: "poly", "paper" or "lut"; target "integer" only.
         io: "float" or "int8"; target "integer" only.
+        cpu: "any" or "vnni"; target "integer" only.
         quantized: The model has Q/DQ nodes already; target "integer" only.
 
     Raises:
@@ -68,6 +82,7 @@ def pipeline(
     activations = f"insert_qdq({activations}, wide={tuple(wide)!r})"
     if target != "integer":
         return parse(f"{PREPARE}, {activations}, {weights}")
-    start = CLEAN if quantized else f"{PREPARE}, {activations}"
-    names = ", ".join(LOWER).format(mode=f"mode={nonlinear!r}")
-    return parse(f"{start}, {COMPLETE}, {weights}, {names}, integerize_boundary(io={io!r})")
+    start = f"{CLEAN}, {FUSE}" if quantized else f"{PREPARE}, {FUSE}, {activations}"
+    lowering = ", ".join((COMPLETE, weights, *LOWER))
+    names = lowering.format(mode=f"mode={nonlinear!r}", cpu=f"cpu={cpu!r}")
+    return parse(f"{start}, {names}, integerize_boundary(io={io!r})")

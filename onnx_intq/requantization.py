@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_intq.grid import Dyadic, Grid, requantize
+from onnx_intq.grid import MULTIPLIER_BITS, Dyadic, Grid, requantize
 from onnx_intq.transform import IntqError
 from onnx_intq.value import Value
 
@@ -95,7 +95,8 @@ def friendly(step: Step, base: int) -> Step:
         if not channels.size:
             break
         b = step.multiplier.b.copy()
-        b[channels] += np.rint(b[channels] * (shift * PRECISION / SHIFTS)).astype(np.int64)
+        moves = np.fix(b[channels] * (shift * PRECISION / SHIFTS)).astype(np.int64)
+        b[channels] = np.minimum(b[channels] + moves, (1 << MULTIPLIER_BITS) - 1)
         moved = replace(step, multiplier=Dyadic(b, step.multiplier.c))
         _, still = _search(_only(moved, channels), base)
         b[channels[still]] = step.multiplier.b[channels[still]]
@@ -121,6 +122,8 @@ def _search(step: Step, base: int) -> tuple[Int64, Int64]:
     constant = lowest == highest
     found[1], found[2] = lowest - step.first + base, 1
     channels, thresholds = np.flatnonzero(~constant), step.thresholds()
+    if not channels.size:  # there may be no threshold at all
+        return found, channels
     for factor in _factors(step, thresholds, base):
         if not channels.size:
             break
@@ -209,9 +212,9 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
         shape: What a per-channel array is reshaped to, to broadcast to `acc`.
 
     Raises:
-        IntqError: The accumulator with its bias can exceed 32 bits.
+        IntqError: The accumulator can exceed 32 bits, with its bias or without.
     """
-    ends = np.concatenate([step.low + step.bias, step.high + step.bias])
+    ends = np.stack([step.low, step.high, step.low + step.bias, step.high + step.bias])
     if np.abs(ends).max() >= 1 << 31:
         raise IntqError(
             "an accumulator exceeds 32 bits; expected fewer or smaller products; "

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch
-from onnx_intq.graph import model_from_graph, subgraphs
+from onnx_intq.graph import model_from_graph, sort, subgraphs
 from onnx_intq.runtime import Session
 
 
@@ -64,7 +64,7 @@ class Segments:
                     model_from_graph(_graph(graph, part)), threads=threads, spin=False, arena=False
                 ),
             )
-            for part in cut(graph.copy().toposort(), self._names, size)
+            for part in cut(_sorted(graph), self._names, size)
         ]
 
     def run(self, batch: Batch) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -87,9 +87,12 @@ def cut(graph: gs.Graph, names: Collection[str], size: int) -> list[Part]:
     needed = _ancestors(graph, names)
     parts = [Part([])]
     for node in needed:
+        if _is_dequantizer(node) and not any(t.name in names for t in node.outputs):
+            continue  # stands in every part that reads it
         if len(parts[-1].outputs) >= size and _all_typed(needed):
             parts.append(Part([]))
-        parts[-1].nodes.append(node)
+        missing = [m for m in _dequantizers(node) if all(m is not n for n in parts[-1].nodes)]
+        parts[-1].nodes += [*missing, node]
         parts[-1].outputs |= {t.name: t for t in node.outputs if t.name in names}
     made: dict[str, Part] = {}
     for part in parts:
@@ -101,6 +104,23 @@ def cut(graph: gs.Graph, names: Collection[str], size: int) -> list[Part]:
                         made[tensor.name].outputs[tensor.name] = tensor
             made |= {t.name: part for t in node.outputs if t.name}
     return parts if needed else []
+
+
+def _sorted(graph: gs.Graph) -> gs.Graph:
+    """A copy in which nodes stand close to those that read from them, as borders should be few."""
+    copied = graph.copy()
+    sort(copied)
+    return copied
+
+
+def _is_dequantizer(node: gs.Node) -> bool:
+    return bool(node.op == "DequantizeLinear")
+
+
+def _dequantizers(node: gs.Node) -> list[gs.Node]:
+    """The nodes that dequantize what `node` reads: onnxruntime fuses them with it."""
+    makers = {id(m): m for t in reads(node) for m in t.inputs if _is_dequantizer(m)}
+    return list(makers.values())
 
 
 def reads(node: gs.Node) -> list[gs.Variable]:

@@ -75,9 +75,11 @@ def quantized_nodes(graph: gs.Graph, left: Collection[str]) -> dict[str, int]:
         node.op
         for node in graph.nodes
         if node.op in INTEGER
-        or (node.op in COMPUTING
-        and node.name not in left
-        and any(_is_activation(producer(t)) for t in node.inputs))
+        or (
+            node.op in COMPUTING
+            and node.name not in left
+            and any(_is_activation(producer(t)) for t in node.inputs)
+        )
     )
     return dict(sorted(Counter(names).items()))
 

@@ -26,6 +26,10 @@ LONGEST = 1 << 16
 """The longest dynamic axis a sum is proven for: 65,536 frames, over ten minutes of speech."""
 
 INT32, INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
+MIDDLE = 128
+"""Zero point of int8 values that are held as uint8."""
+EXACT = 1 << 53
+"""onnxruntime adds up in float64, whatever the type: beyond, sums are rounded."""
 
 
 def bounded(x: T, low: int, high: int) -> T:
@@ -57,11 +61,18 @@ def _handles(function: Callable[..., Any]) -> Callable[[Handler], Handler]:
 
 @_handles(np.add)
 def _add(a: Operand, b: Operand) -> Value:
+    if _is_boolean(a) and _is_boolean(b):  # NumPy's sum of booleans is their disjunction
+        raise TypeError("a sum of two comparisons; expected np.where for one of them")
+    for value, other in ((a, b), (b, a)):
+        if isinstance(value, Value) and _is_zero(other) and not _is_boolean(value):
+            return value
     return _arithmetic("Add", a, b, lowest(a) + lowest(b), highest(a) + highest(b))
 
 
 @_handles(np.subtract)
 def _subtract(a: Operand, b: Operand) -> Value:
+    if isinstance(a, Value) and _is_zero(b):
+        return a
     return _arithmetic("Sub", a, b, lowest(a) - highest(b), highest(a) - lowest(b))
 
 
@@ -87,6 +98,7 @@ def _right_shift(a: Operand, b: Operand) -> Value:
 def _power_of_two(exponent: Operand) -> Array:
     if isinstance(exponent, Value):
         raise TypeError("a shift by a traced value; expected a constant: take a power of two")
+    require(lowest(exponent) >= 0 and highest(exponent) <= 62, "a shift", exponent)
     return np.int64(1) << np.asarray(exponent, np.int64)
 
 
@@ -95,14 +107,16 @@ def _floor_divide(a: Operand, b: Operand) -> Value:
     """ONNX's Div truncates: a dividend that may be negative is raised by a multiple of b first."""
     least = lowest(b)
     require(least >= 1, "division by a value that may be below 1", b)
-    if lowest(a) < 0 and isinstance(b, Value):
-        down = _subtract(a, _subtract(b, 1))  # rounds towards minus infinity
-        return _divide(_where(_less(a, 0), down, a), b)
+    require(min(lowest(a), 0) - highest(b) > INT64.min, "division", a, b)
     if lowest(a) >= 0:
         return _divide(a, b)
-    steps = -(lowest(a) // np.asarray(b, np.int64))
-    divided = _divide(_add(a, steps * np.asarray(b, np.int64)), b)
-    exact = _subtract(divided, steps)
+    if isinstance(b, Value):
+        down = _subtract(a, _subtract(b, 1))  # rounds towards minus infinity
+        negative = _less(a, 0) if isinstance(a, Value) else np.asarray(a) < 0
+        exact = _divide(_where(negative, down, a), b)
+    else:
+        steps = -(lowest(a) // np.asarray(b, np.int64))
+        exact = _subtract(_divide(_add(a, steps * np.asarray(b, np.int64)), b), steps)
     return exact.narrowed(lowest(a) // least, max(highest(a) // least, highest(a) // highest(b)))
 
 
@@ -117,21 +131,36 @@ def _truncated(a: int, b: int) -> int:
 
 @_handles(np.maximum)
 def _maximum(a: Operand, b: Operand) -> Value:
-    return _arithmetic("Max", a, b, max(lowest(a), lowest(b)), max(highest(a), highest(b)))
+    return _extreme("Max", a, b, max(lowest(a), lowest(b)), max(highest(a), highest(b)))
 
 
 @_handles(np.minimum)
 def _minimum(a: Operand, b: Operand) -> Value:
-    return _arithmetic("Min", a, b, min(lowest(a), lowest(b)), min(highest(a), highest(b)))
+    return _extreme("Min", a, b, min(lowest(a), lowest(b)), min(highest(a), highest(b)))
+
+
+def _extreme(op: str, a: Operand, b: Operand, low: int, high: int) -> Value:
+    """Max or Min; of int64 by a comparison.
+
+    onnxruntime's Max, Min, Clip and Sign are wrong for int64 operands that share their upper 32
+    bits and differ in bit 31 (x86-64, seen in 1.31.1; github.com/microsoft/onnxruntime/pull/25280).
+    """
+    if _type(lowest(a), highest(a), lowest(b), highest(b)) == np.int32:
+        return _arithmetic(op, a, b, low, high)
+    first, second = (a, b) if op == "Max" else (b, a)
+    return _where(_less(a, b), second, first).narrowed(low, high)
 
 
 @_handles(np.clip)
 def _clip(a: Value, low: int, high: int) -> Value:
     if low <= a.low and a.high <= high:
         return a
-    dtype = _type(a.low, a.high, low, high)
-    limits = [a.builder.constant(np.asarray(limit), dtype) for limit in (low, high)]
-    tensor = a.builder.node("Clip", [a.astype(dtype), *limits], dtype, a.tensor.shape)
+    if _type(a.low, a.high, low, high) == np.int64:
+        raised = _maximum(a, low) if a.low < low else a
+        return _minimum(raised, high) if raised.high > high else raised
+    limits = [a.builder.constant(np.asarray(limit), np.int32) for limit in (low, high)]
+    inputs = [a.astype(np.int32), *limits]
+    tensor = a.builder.node("Clip", inputs, np.int32, a.tensor.shape)
     return Value(a.builder, tensor, min(max(a.low, low), high), max(min(a.high, high), low))
 
 
@@ -149,7 +178,10 @@ def _absolute(a: Value) -> Value:
 
 @_handles(np.sign)
 def _sign(a: Value) -> Value:
-    return _unary("Sign", a, max(min(a.low, 1), -1), max(min(a.high, 1), -1))
+    low, high = max(min(a.low, 1), -1), max(min(a.high, 1), -1)
+    if _type(a.low, a.high) == np.int32:
+        return _unary("Sign", a, low, high)
+    return _subtract(_greater(a, 0), _less(a, 0)).narrowed(low, high)
 
 
 @_handles(np.less)
@@ -178,23 +210,28 @@ def _equal(a: Operand, b: Operand) -> Value:
 
 
 @_handles(np.where)
-def _where(condition: Value, a: Operand, b: Operand) -> Value:
+def _where(condition: Operand, a: Operand, b: Operand) -> Value:
+    if not _is_boolean(condition):
+        raise TypeError("np.where of integers; expected a comparison")
     low, high = min(lowest(a), lowest(b)), max(highest(a), highest(b))
-    dtype = _type(low, high)
-    inputs = [condition.tensor, *(_tensor(condition.builder, x, dtype) for x in (a, b))]
-    tensor = condition.builder.node("Where", inputs, dtype, _shape(condition, a, b))
-    return Value(condition.builder, tensor, low, high)
+    builder, dtype = _builder(condition, a, b), _type(low, high)
+    types = zip((condition, a, b), (np.dtype(np.bool_), dtype, dtype), strict=True)
+    inputs = [_tensor(builder, operand, wanted) for operand, wanted in types]
+    tensor = builder.node("Where", inputs, dtype, _shape(condition, a, b))
+    return Value(builder, tensor, low, high)
 
 
 @_handles(np.sum)
 def _sum(a: Value, axis: int | None = None, keepdims: bool = False) -> Value:
-    count = _length(a, axis)
-    low, high = min(count * a.low, a.low), max(count * a.high, a.high)
+    count, fewest = _length(a, axis)
+    low, high = min(fewest * a.low, count * a.low), max(fewest * a.high, count * a.high)
+    require(low >= -EXACT and high <= EXACT, "ReduceSum, in onnxruntime's float64", a)
     return _reduction("ReduceSum", a, axis, keepdims, low, high)
 
 
 @_handles(np.max)
 def _max(a: Value, axis: int | None = None, keepdims: bool = False) -> Value:
+    require(_type(a.low, a.high) == np.int32, "ReduceMax of int64, which onnxruntime gets wrong", a)
     return _reduction("ReduceMax", a, axis, keepdims, a.low, a.high)
 
 
@@ -211,8 +248,8 @@ def _take(table: Array, index: Value) -> Value:
 
 @_handles(np.matmul)
 def _matmul(a: Value, b: Value) -> Value:
-    """Unsigned 8 bits on the left is onnxruntime's fast form; wider factors multiply as int64."""
-    length = _length(a, -1)
+    """Of 8 bits: uint8 on the left, and on the right, unless that has to be portable, int8."""
+    length, _ = _length(a, -1)
     corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
     low, high = length * min(0, *corners), length * max(0, *corners)
     narrow = b.low >= -128 and b.high <= 127 and a.low >= -128 and a.high <= 255
@@ -221,6 +258,9 @@ def _matmul(a: Value, b: Value) -> Value:
         tensors = [a.astype(np.int64), b.astype(np.int64)]
         return Value(a.builder, a.builder.node("MatMul", tensors, np.int64), low, high)
     tensors = [a.astype(np.uint8 if a.low >= 0 else np.int8), b.astype(np.int8)]
+    if a.builder.portable and a.low >= 0:
+        zeros = [a.builder.constant(np.asarray(zero), np.uint8) for zero in (0, MIDDLE)]
+        tensors = [tensors[0], _add(b, MIDDLE).astype(np.uint8), *zeros]
     return Value(a.builder, a.builder.node("MatMulInteger", tensors, np.int32), low, high)
 
 
@@ -246,9 +286,8 @@ def _unary(op: str, a: Value, low: int, high: int) -> Value:
 
 
 def _reduction(op: str, a: Value, axis: int | None, keepdims: bool, low: int, high: int) -> Value:
-    if axis is None or not keepdims:
-        raise TypeError(f"{op} without axis or keepdims; expected both")
-    require(INT64.min <= low and high <= INT64.max, op, a)
+    if not isinstance(axis, int) or not keepdims:
+        raise TypeError(f"{op} without one axis or keepdims; expected both")
     dtype = _type(low, high, a.low, a.high)
     axes = a.builder.constant([axis], np.int64)
     shape = a.tensor.shape
@@ -258,11 +297,11 @@ def _reduction(op: str, a: Value, axis: int | None, keepdims: bool, low: int, hi
     return Value(a.builder, tensor, low, high)
 
 
-def _length(a: Value, axis: int | None) -> int:
-    """The size of an axis, `LONGEST` if it is dynamic or unknown."""
+def _length(a: Value, axis: int | None) -> tuple[int, int]:
+    """The size of an axis, at most and at least: `LONGEST` and 0 if it is dynamic or unknown."""
     shape = a.tensor.shape
     size = shape[axis] if shape is not None and axis is not None else None
-    return size if isinstance(size, int) else LONGEST
+    return (size, size) if isinstance(size, int) else (LONGEST, 0)
 
 
 def _shape(*operands: Operand) -> Shape:
@@ -276,10 +315,18 @@ def _shape(*operands: Operand) -> Shape:
 
 
 def _dimension(sizes: Sequence[int | str]) -> int | str:
-    """One dimension of a broadcast: a number above 1 is certain, then a name, then 1."""
-    certain: list[int | str] = [size for size in sizes if isinstance(size, int) and size != 1]
-    names: list[int | str] = [size for size in sizes if isinstance(size, str)]
-    return [*certain, *names, 1][0]
+    """One dimension of a broadcast: a number but 1 is certain, then what is dynamic, then 1."""
+    certain = [size for size in sizes if isinstance(size, int) and size != 1]
+    dynamic = [size for size in sizes if not isinstance(size, int)]
+    return (certain or dynamic or [1])[0]
+
+
+def _is_boolean(operand: Operand) -> bool:
+    return bool((operand if isinstance(operand, Value) else np.asarray(operand)).dtype == np.bool_)
+
+
+def _is_zero(operand: Operand) -> bool:
+    return isinstance(operand, int | np.integer) and operand == 0
 
 
 def _builder(*operands: Operand) -> Builder:
@@ -293,8 +340,9 @@ def _tensor(builder: Builder, operand: Operand, dtype: np.dtype[Any]) -> gs.Tens
 
 
 def _type(*bounds: int) -> np.dtype[Any]:
-    fits = INT32.min <= min(bounds) and max(bounds) <= INT32.max
-    return np.dtype(np.int32 if fits else np.int64)
+    low, high = min(bounds), max(bounds)
+    require(INT64.min <= low and high <= INT64.max, "int64", low, high)
+    return np.dtype(np.int32 if INT32.min <= low and high <= INT32.max else np.int64)
 
 
 def _smallest(low: int, high: int) -> np.dtype[Any]:

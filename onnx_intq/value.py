@@ -31,16 +31,24 @@ class Builder:
         names: In use; new tensors are numbered, for names are a good part of a small model's file.
         constants: Type, shape and bytes -> the initializer.
         name: Prefix of the names of the nodes.
+        portable: Matrix products are of uint8 alone, which no processor saturates.
     """
 
     graph: gs.Graph
     names: Names
     constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant]
     name: str = "integer"
+    portable: bool = True
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike) -> gs.Constant:
-        """An initializer with `values`, integers of type `dtype`."""
+        """An initializer with `values`, integers that `dtype` holds.
+
+        Raises:
+            AssertionError: It does not hold them.
+        """
         array = np.ascontiguousarray(values, dtype).reshape(np.shape(values))
+        if not np.array_equal(array, values):
+            raise AssertionError(f"a constant that {array.dtype} does not hold: {values!r}")
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self.constants:
             self.constants[key] = gs.Constant(self.names.number("c"), array)
@@ -91,10 +99,15 @@ class Value(np.lib.mixins.NDArrayOperatorsMixin):
         return found
 
     def narrowed(self, low: int, high: int) -> Value:
-        """The same tensor with the intersection of both intervals."""
-        return Value(
-            self.builder, self.tensor, max(self.low, low), min(self.high, high), self._casts
-        )
+        """The same tensor with the intersection of both intervals.
+
+        Raises:
+            AssertionError: They have none in common.
+        """
+        low, high = max(self.low, low), min(self.high, high)
+        if low > high:
+            raise AssertionError(f"nothing lies both in {self.low}..{self.high} and in the other")
+        return Value(self.builder, self.tensor, low, high, self._casts)
 
     def astype(self, dtype: npt.DTypeLike, *, wrap: bool = False) -> gs.Tensor:
         """The tensor cast to `dtype`: nothing is emitted where it has that type already.
@@ -106,15 +119,18 @@ class Value(np.lib.mixins.NDArrayOperatorsMixin):
         wanted = np.dtype(dtype)
         if wanted == self.dtype:
             return self.tensor
+        if not wrap:
+            info = np.iinfo(wanted)
+            require(info.min <= self.low and self.high <= info.max, f"Cast to {wanted}", self)
         if wanted not in self._casts:
-            if not wrap:
-                info = np.iinfo(wanted)
-                require(info.min <= self.low and self.high <= info.max, f"Cast to {wanted}", self)
             number = onnx.helper.np_dtype_to_tensor_dtype(wanted)
             self._casts[wanted] = self.builder.node(
                 "Cast", [self.tensor], wanted, self.tensor.shape, to=number
             )
         return self._casts[wanted]
+
+    def __bool__(self) -> bool:
+        raise TypeError("a branch on a traced value; expected np.where")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__" or kwargs or ufunc not in self.HANDLERS:
@@ -134,12 +150,18 @@ Operand = Value | Array | int
 
 def lowest(operand: Operand) -> int:
     """No element of `operand` is below."""
-    return operand.low if isinstance(operand, Value) else int(np.min(operand))
+    return operand.low if isinstance(operand, Value) else int(np.min(_integers(operand)))
 
 
 def highest(operand: Operand) -> int:
     """No element of `operand` is above."""
-    return operand.high if isinstance(operand, Value) else int(np.max(operand))
+    return operand.high if isinstance(operand, Value) else int(np.max(_integers(operand)))
+
+
+def _integers(constant: Array | int) -> Array | int:
+    if np.asarray(constant).dtype.kind in "fc":
+        raise TypeError("a float beside a traced value; expected integers")
+    return constant
 
 
 def require(holds: bool, what: str, *operands: Operand) -> None:

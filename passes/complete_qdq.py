@@ -3,8 +3,9 @@
 Before: `y = LogSoftmax(DequantizeLinear(q))`, y a graph output.
 After: `y = DequantizeLinear(QuantizeLinear(LogSoftmax(DequantizeLinear(q))))`, 16 bits.
 Tensors that a Conv or a matrix product reads get 8 bits, all others 16; grids come from the
-calibrated ranges, else from the ranges of the operands. Quantized activations become int8, or
-uint8 where a matrix product has them on its left: what onnxruntime multiplies fast. Operators that
+calibrated ranges, else from the ranges of the operands; what is quantized behind a move, before
+it, too. 8-bit activations become uint8, or for
+processors with VNNI what onnxruntime multiplies fastest. Operators that
 move values keep the grid of their input. An activation stays with the operator before it.
 Condition: the model has Q/DQ nodes, ours or another tool's.
 Law: an 8-bit grid that was there means the same values afterwards.
@@ -21,6 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_intq import qdq
+from onnx_intq.composites import gates_itself
 from onnx_intq.graph import Names, constant, convert_opset, metadata, producer, remove
 from onnx_intq.grid import Grid, affine, quantize
 from onnx_intq.lowering import (
@@ -32,19 +34,33 @@ from onnx_intq.lowering import (
     is_float,
     operand,
     parameters,
-    readers,
+    recorded_grids,
 )
-from onnx_intq.placement import MOVING, WEIGHTED
-from onnx_intq.result_ranges import result_range
+from onnx_intq.moving import carries, common_grid, users
+from onnx_intq.placement import WEIGHTED
+from onnx_intq.products import check_cpu
+from onnx_intq.result_ranges import masked_logits, result_range
 from onnx_intq.transform import Context, Pass, Range
 
+SOFTMAX = {"Softmax", "LogSoftmax"}
+"""Their logits may be masked: moved so far down that nothing is left of them."""
 OPSET = 21
 """Brought 16-bit QuantizeLinear."""
+LARGEST = 1e38
+"""Ranges end below: their scales are float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteQdq(Pass):
-    """Give every float result a QuantizeLinear."""
+    """Give every float result a QuantizeLinear.
+
+    Attributes:
+        cpu: "any" makes 8-bit activations uint8: products of uint8 are exact on every processor.
+            "vnni" makes them int8 but on the left of matrix products, which onnxruntime multiplies
+            faster with uint8 weights; x86 without VNNI saturates there, and is wrong.
+    """
+
+    cpu: str = "any"
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
     gives: ClassVar[frozenset[str]] = frozenset({"complete"})
@@ -52,11 +68,12 @@ class CompleteQdq(Pass):
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Insert pairs and shift grids; return how many pairs were inserted."""
+        check_cpu(self.cpu)
         convert_opset(model, OPSET)
         _store_weights(model)
-        for quantizer in list(qdq.nodes(model, qdq.QUANTIZE)):
-            _prefer_fast_type(quantizer)
-        work, count = _Completion(model, ctx), 0
+        work, count = _Completion(model, ctx, signed=self.cpu == "vnni"), 0
+        for quantizer in _quantizers(model):
+            work.prefer_fast_type(quantizer)
         for tensor in list(model.inputs):
             count += work.complete(tensor, None)
         for node in list(model.nodes):
@@ -69,18 +86,21 @@ class CompleteQdq(Pass):
 class _Completion:
     """Inserts pairs behind tensors, nodes in topological order."""
 
-    def __init__(self, model: gs.Graph, ctx: Context) -> None:
+    def __init__(self, model: gs.Graph, ctx: Context, *, signed: bool) -> None:
         self._model, self._ctx, self._names = model, ctx, Names(model)
+        self._signed = signed
+        self._own = {id(node) for node in model.nodes}
 
     def complete_result(self, node: gs.Node) -> int:
         """Insert pairs behind the results of `node`, unless the next operator fuses with it."""
-        if len(fused(self._model, node)) > 1:
+        if len(fused(self._model, node)) > 1 or gates_itself(node, self._model):
             return 0
         return sum(self.complete(t, node) for t in node.outputs if t.dtype == np.float32)
 
     def complete(self, tensor: gs.Tensor, node: gs.Node | None) -> int:
         """Insert a pair unless `tensor` has one for all its readers; return how many."""
-        is_output = any(tensor is t for t in self._model.outputs)
+        # An output that is an input itself has a name that no node can make.
+        is_output = node is not None and any(tensor is t for t in self._model.outputs)
         quantizers = [n for n in tensor.outputs if n.op == qdq.QUANTIZE]
         others = [n for n in tensor.outputs if n.op != qdq.QUANTIZE]
         if tensor.dtype != np.float32 or (len(quantizers) == 1 and not others and not is_output):
@@ -93,33 +113,53 @@ class _Completion:
             self._ctx.remain(
                 name,
                 f"the range of its result {tensor.name!r} is unknown; "
-                "calibrate the model: give --data or the float model",
+                "expected a quantized or calibrated one; start from the float model",
             )
             return 0
         self._append(tensor, grid, is_output=is_output)
         return 1
 
     def _grid(self, tensor: gs.Tensor, node: gs.Node | None) -> Operand | None:
-        if node is not None and node.op in MOVING:
-            source = operand(node.inputs[0])
-            if source is not None:
-                return source
-        limits = self._ctx.ranges.get(tensor.name) or self._derived(node)
-        if limits is None:
-            return None
-        weighted = any(n.op in WEIGHTED for n in readers(tensor, MOVING))
+        known = (common_grid(node) if node is not None else None) or self._grid_behind(tensor)
+        limits = self._limits(tensor, node)
+        if known is not None or limits is None or not np.abs(limits).max() < LARGEST:
+            return known
+        weighted = any(n.op in WEIGHTED for n in users(tensor))
         grid = Grid(8 if weighted else 16, signed=False)
         scale, zero_point = affine(*limits, grid)
         return Operand(tensor=tensor, scale=float(scale), zero_point=zero_point, grid=grid)
 
-    def _derived(self, node: gs.Node | None) -> Range | None:
-        if node is None:
-            return None
-        head = _head(node)
-        found = result_range(head, [_range_of(t) for t in head.inputs])
-        if head is not node and found is not None:
-            found = result_range(node, [found])
-        return found
+    def _grid_behind(self, tensor: gs.Tensor) -> Operand | None:
+        """The grid that all of a tensor's values end on, if they are but moved before.
+
+        Rounding may come before a move, so the function stays as it is.
+        """
+        found, moved = [], [tensor]
+        for values in moved:
+            if any(values is t for t in self._model.outputs):
+                return None
+            for node in [n for n in values.outputs if n.op != "Shape"]:
+                if node.op == qdq.QUANTIZE:
+                    found.append(parameters(node, node.outputs[0]))
+                elif carries(node, values):
+                    moved += node.outputs
+                else:
+                    return None
+        first = found[0] if found else None
+        same = first is not None and all(g is not None and g.same_grid(first) for g in found)
+        return first if same else None
+
+    def _limits(self, tensor: gs.Tensor, node: gs.Node | None) -> Range | None:
+        operands = [] if node is None else [_range_of(t) for t in node.inputs]
+        read = {n.op for n in users(tensor)}
+        if node is not None and node.op == "Where" and read and read <= SOFTMAX:
+            masked = masked_logits(operands[1:])
+            if masked is not None:
+                return masked
+        derived = None if node is None else result_range(node, operands)
+        if derived is not None and node is not None and node.op == "LogSoftmax":
+            return derived  # narrow enough for 16 bits, and nothing unlikely is cut off
+        return self._ctx.ranges.get(tensor.name) or derived
 
     def _append(self, tensor: gs.Tensor, grid: Operand, *, is_output: bool) -> None:
         name, model = tensor.name, self._model
@@ -132,45 +172,76 @@ class _Completion:
         dq = gs.Variable(self._names.new(f"{name}_dq"), dtype=np.float32, shape=tensor.shape)
         others = list(tensor.outputs)
         quantizer = gs.Node(qdq.QUANTIZE, q.name, {}, [tensor, *values], [q])
-        model.nodes += [quantizer, gs.Node(qdq.DEQUANTIZE, dq.name, {}, [q, *values], [dq])]
+        pair = [quantizer, gs.Node(qdq.DEQUANTIZE, dq.name, {}, [q, *values], [dq])]
+        model.nodes += pair
+        self._own |= set(map(id, pair))
         for reader in others:
             reader.inputs = [dq if t is tensor else t for t in reader.inputs]
         if is_output:
             model.outputs = [dq if t is tensor else t for t in model.outputs]
             tensor.name, dq.name = self._names.new(f"{name}_float"), name
-        _prefer_fast_type(quantizer)
+        self.prefer_fast_type(quantizer)
+
+    def prefer_fast_type(self, quantizer: gs.Node) -> None:
+        """Shift a pair's grid to the type its readers multiply fast; the values stay the same."""
+        q = quantizer.outputs[0]
+        found = parameters(quantizer, q)
+        if found is None or not self._is_private(q, found):
+            return
+        signed = found.grid.bits > 8 or (self._signed and not _only_left_of_products(q))
+        if signed == found.grid.signed:
+            return
+        grid = Grid(found.grid.bits, signed=signed)
+        zero_point = np.asarray(found.zero_point + grid.low - found.grid.low, grid.dtype)
+        shifted = gs.Constant(self._names.new(f"{q.name}_zero_point"), zero_point)
+        scale = quantizer.inputs[1]
+        quantizer.attrs.pop("output_dtype", None)
+        for node in (quantizer, *q.outputs):
+            node.inputs = [node.inputs[0], scale, shifted]
+        q.dtype = grid.dtype
+
+    def _is_private(self, q: gs.Tensor, grid: Operand) -> bool:
+        """Whether only the DequantizeLinear nodes of one pair know a quantized tensor's type."""
+        if any(q is t for t in self._model.outputs):
+            return False
+        return all(
+            node.op == qdq.DEQUANTIZE
+            and id(node) in self._own
+            and (read := parameters(node, q)) is not None
+            and read.same_grid(grid)
+            for node in q.outputs
+        )
 
 
-def _head(node: gs.Node) -> gs.Node:
-    """The operator that a bias Add or activation runs in, else the node itself."""
-    maker = producer(node.inputs[0]) if node.op in {"Relu", "Clip", "Add"} else None
-    while maker is not None and maker.op not in {qdq.QUANTIZE, qdq.DEQUANTIZE}:
-        node, maker = maker, producer(maker.inputs[0]) if maker.op == "Add" else None
-    return node
-
-
-def _range_of(tensor: gs.Tensor) -> Range | None:
-    known = operand(tensor)
-    if known is not None and constant(producer(tensor), 0) is None:
+def _range_of(tensor: gs.Tensor, nodes: int = 2) -> Range | None:
+    """The range of an operand, also where a bias Add or an activation runs in its operator."""
+    maker, known = producer(tensor), operand(tensor)
+    if known is not None and not isinstance(known.tensor, gs.Constant):
         return known.low, known.high
     values = constant_values(tensor)
-    if values is None or values.dtype != np.float32 or not values.size:
+    if values is not None:
+        floats = values.dtype == np.float32 and values.size > 0
+        return (float(values.min()), float(values.max())) if floats else None
+    if maker is None or not nodes or maker.op in qdq.QDQ:
         return None
-    return float(values.min()), float(values.max())
+    return result_range(maker, [_range_of(t, nodes - 1) for t in maker.inputs])
 
 
 def _store_weights(model: gs.Graph) -> None:
     """Store constants that a QuantizeLinear quantizes at run time as the integers they become."""
     gone = []
-    for node in qdq.nodes(model, qdq.QUANTIZE):
+    for node in _quantizers(model):
         values, scale = constant(node, 0), qdq.scale(node)
         zero_point, dtype = qdq.zero_point(node), qdq.integer_type(node)
         flat = zero_point is None or len(np.unique(zero_point)) == 1
+        flat = flat and not node.attrs.get("block_size", 0)
         if values is None or scale is None or dtype not in GRIDS or not flat:
             continue
         zero = 0 if zero_point is None else int(zero_point.flat[0])
-        axis = node.attrs.get("axis", 1) if scale.size > 1 else None
-        integers = quantize(values, np.squeeze(scale), zero, GRIDS[dtype], axis)
+        axis = node.attrs.get("axis", 1) % max(values.ndim, 1)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)] if scale.size > 1 else ()
+        # Divided in float32, as QuantizeLinear does it.
+        integers = quantize(values / scale.reshape(shape), 1.0, zero, GRIDS[dtype])
         (output,) = node.outputs
         gone.append((node, output, integers))
     for node, output, integers in gone:
@@ -178,22 +249,9 @@ def _store_weights(model: gs.Graph) -> None:
         output.to_constant(integers)
 
 
-def _prefer_fast_type(quantizer: gs.Node) -> None:
-    """Shift a pair's grid to the type its readers multiply fast; the values stay the same."""
-    q = quantizer.outputs[0]
-    found = parameters(quantizer, q)
-    if found is None or any(n.op != qdq.DEQUANTIZE for n in q.outputs):
-        return
-    signed = not (found.grid.bits == 8 and _only_left_of_products(q))
-    if signed == found.grid.signed:
-        return
-    grid = Grid(found.grid.bits, signed=signed)
-    zero_point = found.zero_point + grid.low - found.grid.low
-    shifted = gs.Constant(f"{q.name}_zero_point", np.asarray(zero_point, grid.dtype))
-    scale = quantizer.inputs[1]
-    for node in (quantizer, *q.outputs):
-        node.inputs = [node.inputs[0], scale, shifted]
-    q.dtype = grid.dtype
+def _quantizers(model: gs.Graph) -> list[gs.Node]:
+    """The QuantizeLinear nodes of the graph itself; in bodies, nothing is lowered."""
+    return [node for node in model.nodes if node.op == qdq.QUANTIZE]
 
 
 def _only_left_of_products(q: gs.Tensor) -> bool:
@@ -202,10 +260,11 @@ def _only_left_of_products(q: gs.Tensor) -> bool:
 
 
 def _uses(tensor: gs.Tensor) -> Iterator[tuple[gs.Node, int]]:
-    """Who multiplies a tensor, and as which input: behind its DQ and nodes that move values."""
+    """Who multiplies a tensor, and as which input: behind Q, DQ and nodes that move values."""
     for node in tensor.outputs:
-        if node.op == qdq.DEQUANTIZE or node.op in MOVING:
-            yield from _uses(node.outputs[0])
+        if node.op in qdq.QDQ or carries(node, tensor):
+            for output in node.outputs:
+                yield from _uses(output)
         elif node.op in WEIGHTED:
             yield node, next(i for i, t in enumerate(node.inputs) if t is tensor)
 
@@ -213,8 +272,9 @@ def _uses(tensor: gs.Tensor) -> Iterator[tuple[gs.Node, int]]:
 def _record(model: gs.Graph) -> None:
     """Note what every integer tensor means, for `compare` and for runtimes without Q/DQ."""
     outputs = {id(t) for t in model.outputs}
-    grids: dict[str, tuple[str, float, int]] = {}
-    for quantizer in qdq.nodes(model, qdq.QUANTIZE):
+    known = model.tensors()
+    grids = {name: grid for name, grid in recorded_grids(metadata(model)).items() if name in known}
+    for quantizer in _quantizers(model):
         q = quantizer.outputs[0]
         found = parameters(quantizer, q)
         results = [n.outputs[0] for n in q.outputs if n.op == qdq.DEQUANTIZE]

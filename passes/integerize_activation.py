@@ -3,6 +3,7 @@
 Before: `q = QuantizeLinear(Relu(DequantizeLinear(x)))`.
 After: `q = requantize(max(x - z, 0))`, all integers. (Behind an operator with a requantisation of
 its own they need no node: the limits of its Clip do it.)
+Condition: the operand and the result are quantized; a slope is constant.
 Law: every element equals `grid.requantize` of the exact value.
 """
 
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant
 from onnx_intq.grid import Dyadic, dyadic, requantize
 from onnx_intq.lowering import CannotLowerError, Site, activation_limits, lower
 from onnx_intq.trace import Builder, Value
@@ -46,7 +46,7 @@ def _emit(site: Site, builder: Builder) -> Value:
     factor = x.scale / site.result.scale
     rising = _requantized(site, q, np.asarray(factor), first, last)
     if node.op in {"LeakyRelu", "PRelu"}:
-        falling = _requantized(site, q, factor * _slope(node), first, last)
+        falling = _requantized(site, q, factor * _slope(site), first, last)
         rising = np.where(q < 0, falling, rising)
     return builder.value(rising.astype(site.result.grid.dtype), first, last)
 
@@ -57,10 +57,10 @@ def _requantized(site: Site, q: Any, factor: Any, first: int, last: int) -> Any:
     return requantize(q, signed, zero_point=site.result.zero_point, low=first, high=last)
 
 
-def _slope(node: gs.Node) -> Any:
-    if node.op == "LeakyRelu":
-        return np.asarray(node.attrs.get("alpha", 0.01))
-    slope = constant(node, 1)
+def _slope(site: Site) -> Any:
+    if site.node.op == "LeakyRelu":
+        return np.asarray(site.node.attrs.get("alpha", 0.01))
+    slope = site.values(1)
     if slope is None:
         raise CannotLowerError("its slope is computed at run time")
     return slope.astype(np.float64)

@@ -4,6 +4,7 @@ Before: `q = QuantizeLinear(Relu(Add(DequantizeLinear(a), DequantizeLinear(b))))
 After: `q = Cast(Clip(Div(a * m + b * n + r, d)))`, all integers.
 A constant addend is held in 2^-14 steps of the result. Q-ASR rounds each addend before the sum,
 which puts a quarter of the results one step off.
+Condition: addends are quantized or constant.
 Law: every element equals `grid.weighted_sum`.
 """
 

@@ -4,12 +4,14 @@ Before: pairs `DequantizeLinear(a) -> QuantizeLinear(b)` with different grids in
 After: integer requantisation in their place; pairs with one grid go. With io = 'int8' the boundary
 nodes go, too: the model then takes and gives the integers themselves, and the metadata
 (`onnx_intq.grids`) tells their scales and zero points.
+Condition: scales and zero points are constant, one per tensor.
 Law: with io = 'float' the outputs do not change but for the rounding half up of requantisation.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +20,7 @@ import onnx_graphsurgeon as gs
 from onnx_intq import qdq
 from onnx_intq.graph import Names, metadata, producer, remove, replace_uses
 from onnx_intq.grid import dyadic, requantize
-from onnx_intq.lowering import GRIDS_KEY, Operand, operand, parameters
+from onnx_intq.lowering import GRIDS_KEY, Operand, operand, parameters, recorded_grids
 from onnx_intq.trace import Builder
 from onnx_intq.transform import Context, Pass, PassError
 
@@ -41,7 +43,8 @@ class IntegerizeBoundary(Pass):
         """Lower; return how many pairs and boundary nodes went."""
         if self.io not in {"float", "int8"}:
             raise PassError(f"io {self.io!r}; expected 'float' or 'int8'")
-        count = sum(_lower_pair(model, q) for q in list(qdq.nodes(model, qdq.QUANTIZE)))
+        quantizers = [node for node in model.nodes if node.op == qdq.QUANTIZE]
+        count = sum(_lower_pair(model, quantizer) for quantizer in quantizers)
         model.cleanup(remove_unused_graph_inputs=False)
         if self.io == "int8":
             count += _open_inputs(model) + _open_outputs(model)
@@ -54,13 +57,30 @@ def _lower_pair(model: gs.Graph, quantizer: gs.Node) -> bool:
     target = parameters(quantizer, quantizer.outputs[0])
     if source is None or target is None:
         return False
-    old = quantizer.outputs[0]
-    new = source.tensor if source.same_grid(target) else _requantized(model, source, target)
+    old, name = quantizer.outputs[0], quantizer.outputs[0].name
+    if not source.same_grid(target):
+        new = _requantized(model, source, target)
+    else:  # two graph outputs, or an input and an output, cannot be one tensor
+        new = _copy(model, source.tensor, name) if _is_in(old, model.outputs) else source.tensor
     replace_uses(model, old, new)
     remove(model, [quantizer])
     if new is not source.tensor:
-        new.name, old.name = old.name, f"{old.name}_replaced"
+        new.name, old.name = name, f"{name}_replaced"
     return True
+
+
+def _is_in(tensor: gs.Tensor, tensors: Iterable[gs.Tensor]) -> bool:
+    return any(tensor is t for t in tensors)
+
+
+def _copy(model: gs.Graph, tensor: gs.Tensor, name: str) -> gs.Tensor:
+    """`tensor` once more, to become the output `name`."""
+    builder = Builder(model, Names(model), {}, f"{name}_copy")
+    copy = builder.node("Identity", [tensor], tensor.dtype, tensor.shape)
+    grids = recorded_grids(metadata(model))
+    if tensor.name in grids:
+        metadata(model)[GRIDS_KEY] = json.dumps(grids | {copy.name: grids[tensor.name]})
+    return copy
 
 
 def _requantized(model: gs.Graph, source: Operand, target: Operand) -> gs.Tensor:
@@ -96,8 +116,8 @@ def _open_outputs(model: gs.Graph) -> int:
         if maker is None or maker.op != qdq.DEQUANTIZE or tensor.outputs:
             continue
         integers = maker.inputs[0]
-        if any(integers is t for t in model.outputs):
-            continue
+        if producer(integers) is None or _is_in(integers, model.outputs):
+            integers = _copy(model, integers, tensor.name)
         remove(model, [maker])
         integers.shape = tensor.shape
         _rename(model, integers, tensor)
@@ -108,7 +128,7 @@ def _open_outputs(model: gs.Graph) -> int:
 
 def _rename(model: gs.Graph, integers: gs.Tensor, tensor: gs.Tensor) -> None:
     """Let the integers bear the name that users know."""
-    grids = json.loads(metadata(model).get(GRIDS_KEY, "{}"))
+    grids = recorded_grids(metadata(model))
     if integers.name in grids:
         grids[tensor.name] = grids.pop(integers.name)
         metadata(model)[GRIDS_KEY] = json.dumps(grids)
@@ -118,6 +138,6 @@ def _rename(model: gs.Graph, integers: gs.Tensor, tensor: gs.Tensor) -> None:
 def _forget(model: gs.Graph) -> None:
     """Take tensors that are gone out of the metadata."""
     known = model.tensors()
-    grids = json.loads(metadata(model).get(GRIDS_KEY, "{}"))
+    grids = recorded_grids(metadata(model))
     kept = {name: grid for name, grid in grids.items() if name in known}
     metadata(model)[GRIDS_KEY] = json.dumps(kept)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_intq.lowering import CannotLowerError, Site, lower
-from onnx_intq.products import step, unsigned, weight
+from onnx_intq.products import bias, step, unsigned, weight
 from onnx_intq.requantization import emit
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import Context, Pass
@@ -49,7 +49,7 @@ def _emit(site: Site, builder: Builder) -> Value:
         builder.constant(np.asarray(x.zero_point), x.grid.dtype),
         builder.constant(np.asarray(zero_point), np.uint8),
     ]
-    chosen = step(site, x, w, rows, site.values(2))
+    chosen = step(site, x, w, rows, bias(site))
     shape = site.node.outputs[0].shape
     acc = builder.node("ConvInteger", inputs, np.int32, shape, **site.node.attrs)
     value = builder.value(acc, int(chosen.low.min()), int(chosen.high.max()))

@@ -3,6 +3,7 @@
 Before: `q = QuantizeLinear(Mul(DequantizeLinear(a), DequantizeLinear(b)))`.
 After: `q = requantize((a - za) * (b - zb))`, all integers; a constant factor or divisor goes into
 the requantisation's multiplier, per channel.
+Condition: the product is no swish, the divisor no tensor: these are other passes'.
 Law: every element equals `grid.requantize` of the exact product.
 """
 
@@ -14,8 +15,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_intq.composites import swish
 from onnx_intq.grid import Dyadic, dyadic, requantize
-from onnx_intq.lowering import CannotLowerError, Site, lower
+from onnx_intq.lowering import CannotLowerError, Site, constant_values, lower
+from onnx_intq.nonlinear import multiplier_bits, requantized
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import Context, Pass
 
@@ -29,23 +32,30 @@ class IntegerizeMul(Pass):
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Lower; return how many nodes were."""
-        return lower(model, ctx, {"Mul", "Div"}, _emit)
+        return lower(model, ctx, {"Mul", "Div"}, _emit, where=_is_meant)
+
+
+def _is_meant(node: gs.Node) -> bool:
+    """Quotients by a tensor, and x * Sigmoid(x), are other passes'."""
+    if node.op == "Mul":
+        return swish(node) is None
+    return constant_values(node.inputs[1]) is not None
 
 
 def _emit(site: Site, builder: Builder) -> Value:
     places = [i for i in range(2) if site.values(i) is None]
-    if site.node.op == "Div" and places != [0]:
-        raise CannotLowerError("it divides by a tensor; only constants can be divided by here")
     operands = [site.operand(i) for i in places]
     if not operands:
         raise CannotLowerError("both its inputs are constant; run fold_constants before")
-    factor = np.prod([x.scale for x in operands]) / site.result.scale
-    multipliers = np.asarray(factor * _constant(site, places))
-    found = dyadic(np.abs(multipliers), 62 - site.result.grid.bits)
-    signed = Dyadic(found.b * np.sign(multipliers).astype(np.int64), found.c)
+    units = np.asarray(np.prod([x.scale for x in operands]) * _constant(site, places))
     product = operands[0].centred(builder)
     for other in operands[1:]:
         product = product * other.centred(builder)
+    if units.ndim == 0 and units > 0:
+        return requantized(site, builder, product, float(units))
+    multipliers, bits = units / site.result.scale, multiplier_bits(product)
+    found = dyadic(np.abs(multipliers), 62 - site.result.grid.bits, bits)
+    signed = Dyadic(found.b * np.sign(multipliers).astype(np.int64), found.c)
     limits = {"zero_point": site.result.zero_point, "low": site.first, "high": site.last}
     result = requantize(product, signed, **limits)
     return builder.value(result.astype(site.result.grid.dtype), site.first, site.last)

@@ -6,8 +6,8 @@ Condition: the operator reads a DequantizeLinear (it runs on integers). A grid o
 is stored in int8; its width is recorded in the metadata under `onnx_intq.bits`.
 Where a channel's bias would not fit into int32 in steps of input scale x weight scale, the weight
 scale is raised until it does.
-Where input and result are quantized, scales are moved by up to half a step in 256 so that float and
-integer arithmetic agree (`onnx_intq.alignment`).
+Where input and result are quantized, scales are moved by less than 2 %, those of "minmax" upwards
+alone, so that float and integer arithmetic agree (`onnx_intq.alignment`).
 Law: a weight inside its channel's range moves by at most half a step.
 """
 
@@ -112,7 +112,7 @@ class QuantizeWeights(Pass):
         scales = np.asarray(np.maximum(scales, floor))
         x_scale, y_scale = _activation_scales(model, node, index)
         if x_scale and y_scale:
-            scales = aligned(scales, x_scale, y_scale, floor)
+            scales = aligned(scales, x_scale, y_scale, scales if self.scale == "minmax" else floor)
         unsigned = _reads_unsigned(node, index)
         if scales.shape not in zeros and not unsigned:
             wish = "weight_zp_" + "x".join(map(str, scales.shape))
@@ -170,7 +170,7 @@ def _activation_scales(model: gs.Graph, node: gs.Node, index: int) -> tuple[floa
     pair = producer(node.inputs[1 - index]), quantizer
     scales = [constant(n, 1) if n is not None and n.op in qdq.QDQ else None for n in pair]
     x, y = (0.0 if s is None or s.size != 1 else float(s.reshape(())) for s in scales)
-    return x * node.attrs.get("alpha", 1.0), y
+    return x * abs(node.attrs.get("alpha", 1.0)), y
 
 
 def _weight_index(node: gs.Node) -> int | None:

@@ -3,16 +3,26 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
 from onnx_intq.cli import main
 from onnx_intq.frontend import Frontend
+from onnx_intq.graph import graph_from_model, load, model_from_graph
+from onnx_intq.grid import dyadic, requantize
+from onnx_intq.integer_only import prove
+from onnx_intq.lowering import GRIDS
+from onnx_intq.runtime import Session
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, labels_to_json
+from onnx_intq.transform import Context, Pass, run
+from onnx_intq.verify import well_formed
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., tuple[int, str, str]]
@@ -96,3 +106,125 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return code, captured.out, captured.err
 
     return call
+
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Callable[..., gs.Graph]:
+    """Quantizes a float model with onnxruntime's `quantize_static`, uint8, in QDQ format."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
+        def __init__(self, feeds: Sequence[Feeds]) -> None:
+            self._feeds: Iterator[Feeds] = iter(feeds)
+
+        def get_next(self) -> Feeds | None:
+            return next(self._feeds, None)
+
+    def quantized(model: onnx.ModelProto, feeds: Sequence[Feeds], **options: Any) -> gs.Graph:
+        unsigned = quantization.QuantType.QUInt8
+        path = tmp_path / "foreign.onnx"
+        options = {"activation_type": unsigned, "weight_type": unsigned} | options
+        quantization.quantize_static(
+            model, path, Reader(feeds), quant_format=quantization.QuantFormat.QDQ, **options
+        )
+        return load(path)
+
+    return quantized
+
+
+Parameters = tuple[str, float, int]
+"""Type, scale and zero point."""
+
+
+def _place_graph(
+    body: str, result: Parameters, *operands: Parameters, shapes: Any = ("n, 6",), **constants: Any
+) -> gs.Graph:
+    """The nodes `body` of a, b ..., the dequantized inputs x0, x1 ...; c is quantized to q."""
+    pairs = zip(operands, shapes, strict=True)
+    inputs = [f"{p[0]}[{shape}] x{i}" for i, (p, shape) in enumerate(pairs)]
+    names = "abcdef"
+    read = [f"{names[i]} = DequantizeLinear(x{i}, scale{i}, zero{i})" for i in range(len(operands))]
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g ({", ".join(inputs)}) => ({result[0]} q) {{
+            {" ".join(read)} {body}
+            q = QuantizeLinear(c, scale, zero)
+        }}"""
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for index, (dtype, scale, zero_point) in enumerate((result, *operands)):
+        suffix = str(index - 1) if index else ""
+        constants[f"scale{suffix}"] = np.float32(scale)
+        constants[f"zero{suffix}"] = np.array(zero_point, dtype)
+    for name, values in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    return graph_from_model(model)
+
+
+def _place_lower(spec: Pass, model: gs.Graph) -> list[str]:
+    """Lower; doing so again must change nothing. Returns why something remains.
+
+    Where nothing remains, the model is proven to be integer-only.
+    """
+    ctx = Context(facts={"complete"})
+    first, second = run(model, [spec, spec], ctx, [well_formed])
+    assert second.changes == 0
+    assert second.skipped == first.skipped
+    assert bool(first.changes) != bool(first.skipped)
+    if first.changes:
+        assert prove(model) == []
+    return [why for _, why in first.skipped]
+
+
+def _place_outputs(model: gs.Graph, *inputs: Any) -> Any:
+    """What onnxruntime computes, int64."""
+    feeds = {f"x{i}": values for i, values in enumerate(inputs)}
+    (result,) = Session(model_from_graph(model), threads=1).run(feeds).values()
+    return result.astype(np.int64)
+
+
+def _requantized(values: Any, scale: float, result: Parameters, reach: int = 0) -> Any:
+    """Integers, at most `reach`, with a scale on the result's grid, by the reference."""
+    dtype, steps, zero_point = result
+    grid, bits = GRIDS[dtype], min(31, 62 - reach.bit_length())
+    multiplier = dyadic(scale / float(np.float32(steps)), 62 - grid.bits, bits)
+    return requantize(values, multiplier, zero_point=zero_point, low=grid.low, high=grid.high)
+
+
+def _reals(q: Any, parameters: Parameters) -> Any:
+    """The real values of integers, float64."""
+    _, scale, zero_point = parameters
+    return (np.asarray(q, np.int64) - zero_point) * float(np.float32(scale))
+
+
+def _saturated(values: Any, parameters: Parameters) -> Any:
+    """Real values, cut to those that the grid can hold."""
+    grid = GRIDS[parameters[0]]
+    return np.clip(values, _reals(grid.low, parameters), _reals(grid.high, parameters))
+
+
+def _integers(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Any:
+    """All integers of the type, again and again; of 16 bits a random choice and both ends."""
+    info, size = np.iinfo(dtype), int(np.prod(shape))
+    if info.bits == 8:
+        return np.resize(np.arange(info.min, info.max + 1), size).astype(dtype).reshape(shape)
+    chosen = np.random.default_rng(seed).integers(info.min, info.max + 1, size)
+    chosen[:2] = info.min, info.max
+    return chosen.astype(dtype).reshape(shape)
+
+
+@pytest.fixture(scope="session")
+def place() -> SimpleNamespace:
+    """Builds, lowers and runs one place: `DequantizeLinear.. -> operators -> QuantizeLinear`."""
+    return SimpleNamespace(
+        graph=_place_graph,
+        lower=_place_lower,
+        outputs=_place_outputs,
+        requantized=_requantized,
+        reals=_reals,
+        saturated=_saturated,
+        integers=_integers,
+    )

@@ -2,7 +2,7 @@
 
     python tools/bench.py [TABLE ...] [--assets FOLDER] [--work FOLDER]
 
-Tables: accuracy, speed, calibration, cost, kernels; without names, all of them.
+Tables: accuracy, speed, calibration, cost, kernels, integer; without names, all of them.
 Needs the extras cpu and speech, and the assets (INTQ_ASSETS, default ../shared/assets): the real
 QuartzNet15x5, speech_dev and speech_train; `kernels` needs none of these.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_integer
 import bench_kernels
 import click
 import numpy as np
@@ -105,6 +106,11 @@ class Bench:
         command = ("synthesize", self.float_model, "--method", method, "-o")
         return self.made(method, lambda path: _cli(*command, path), ".npz")
 
+    def integer(self, cpu: str) -> Path:
+        """Our integer-only model, from the float model and the same data."""
+        options = ("--data", self.synthetic_feeds("kl"), "--target", "integer", "--cpu", cpu)
+        return self.ours(f"zs-integer-{cpu}", *options)
+
     def peer(self, name: str, data: Path, signed: bool) -> Path:
         """A model by onnxruntime's quantizer: min-max, QDQ, per channel, the same data."""
         source = self.float_model
@@ -121,6 +127,7 @@ def accuracy(bench: Bench) -> None:
         "W8A8 zero-shot, tensorrt": bench.ours("zs-trt", *zero, "--target", "tensorrt"),
         "W6A8 zero-shot, ort": bench.ours("zs-ort-w6", *zero, "-w", 6),
         "W4A8 zero-shot, ort": bench.ours("zs-ort-w4", *zero, "-w", 4),
+        "W8A8 zero-shot, integer": bench.integer("any"),
         "W8A8 24 real utterances, ort": bench.ours("real-ort", "--data", real),
         "W8A8 24 real utterances, tensorrt": bench.ours(
             "real-trt", "--data", real, "--target", "tensorrt"
@@ -142,6 +149,8 @@ def speed(bench: Bench) -> None:
     models = {
         "float": bench.float_model,
         "ours, ort": bench.ours("zs-ort"),
+        "ours, integer": bench.integer("any"),
+        "ours, integer, --cpu vnni": bench.integer("vnni"),
         "onnxruntime's quantizer, u8": bench.peer("peer-real-u8", bench.real_feeds, signed=False),
     }
     net = graph.load(bench.float_model)
@@ -219,12 +228,19 @@ def kernels(_: Bench) -> None:
     bench_kernels.print_table()
 
 
+def integer(bench: Bench) -> None:
+    """The integer-only model against the Q/DQ file, the interpreter, and its profile."""
+    manifest = bench.assets / "speech_dev" / "manifest.json"
+    bench_integer.print_tables(bench.ours("zs-ort"), bench.integer("any"), manifest)
+
+
 TABLES = {
     "calibration": calibration,
     "accuracy": accuracy,
     "speed": speed,
     "cost": costs,
     "kernels": kernels,
+    "integer": integer,
 }
 """In this order: a child's peak memory counts its parent's at the start."""
 

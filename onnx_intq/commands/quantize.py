@@ -8,6 +8,13 @@ import click
 
 from onnx_intq import options
 
+GRIDS = ("weights", "activations", "weight_scale", "override")
+PIPELINE = ("target", *GRIDS, "nonlinear", "io", "cpu")
+"""Options that choose passes."""
+DATA = ("data", "ranges", "method", "observer", "seed", "device", "frontend")
+FLOAT_ONLY = (*GRIDS, *DATA, "allow_bn")
+"""Options that are about making a float model a quantized one."""
+
 
 @click.command(cls=options.Command)
 @options.model
@@ -43,6 +50,12 @@ from onnx_intq import options
     default="float",
     help="Target integer: what the model takes and gives.",
 )
+@click.option(
+    "--cpu",
+    type=click.Choice(["any", "vnni"]),
+    default="any",
+    help="Target integer: vnni is faster, but exact only on ARM and on x86 with VNNI.",
+)
 @options.allow_float
 @options.observer
 @click.option("--override", multiple=True, metavar="NODES=BITS|a16|float", help="By name.")
@@ -65,6 +78,7 @@ def quantize(
     weight_scale: str,
     nonlinear: str,
     io: str,
+    cpu: str,
     allow_float: bool,
     observer: str | None,
     override: tuple[str, ...],
@@ -83,18 +97,16 @@ def quantize(
 
     context = click.get_current_context()
     if recipe is not None:
-        pipeline = ("target", "weights", "activations", "weight_scale", "override")
-        options.refuse_given(context, pipeline, "beside --recipe, which is the whole pipeline")
+        options.refuse_given(context, PIPELINE, "beside --recipe, which is the whole pipeline")
     if data is not None or ranges is not None:
         options.refuse_given(context, ("method", "device"), "beside --data or --ranges")
     if target != "integer" and recipe is None:
         options.refuse_given(
-            context, ("nonlinear", "io", "allow_float"), "without --target integer"
+            context, ("nonlinear", "io", "cpu", "allow_float"), "without --target integer"
         )
     lowers = target == "integer" and recipe is None and is_quantized(model)
     if lowers:
-        fixed = ("data", "ranges", "method", "observer", "activations", "seed", "device")
-        options.refuse_given(context, fixed, "on a model that is quantized already")
+        options.refuse_given(context, FLOAT_ONLY, "on a model that is quantized already")
     chosen = options.split_overrides(override)
     passes = recipes.pipeline(
         target,
@@ -106,6 +118,7 @@ def quantize(
         overrides=chosen.bits,
         nonlinear=nonlinear,
         io=io,
+        cpu=cpu,
         quantized=lowers,
     )
     summary = quantize(

@@ -7,6 +7,7 @@ import pytest
 
 from onnx_intq.calibrate import calibrate
 from onnx_intq.graph import constant, graph_from_model, model_from_graph
+from onnx_intq.grid import Grid, affine, symmetric
 from onnx_intq.registry import load, parse
 from onnx_intq.runtime import Session
 from onnx_intq.transform import Context, PassError, run
@@ -25,6 +26,7 @@ BLOCK = """
     y = Relu(s2)
 """
 WEIGHTS = {"d": (4, 1, 3), "p": (4, 4, 1), "q": (4, 4, 1), "r": (4, 4, 1), "c": (4,), "m": (4, 4)}
+SMALL = 1e-3 * np.eye(4, dtype=np.float32)[..., None]
 
 
 def graph(
@@ -37,6 +39,7 @@ def graph(
     for name, shape in WEIGHTS.items():
         values = random.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(SMALL, "t"))
     return graph_from_model(model)
 
 
@@ -240,6 +243,75 @@ def test_a_missing_range_is_told() -> None:
     with pytest.raises(PassError, match="insert_qdq: tensor 'd1' has no range; expected one per"):
         run(model, [InsertQdq()], Context(facts=set(FACTS), ranges=ranges))
     assert not quantized(model)
+
+
+def multiples(model: gs.Graph, total: str, *addends: str) -> list[float]:
+    """The scales of tensors in 1023rds of that of their sum."""
+    return [scale(model, name)[0] / scale(model, total)[0] * 1023 for name in addends]
+
+
+def whole(numbers: list[float]) -> bool:
+    return all(abs(n / round(n) - 1) < 2.0**-22 for n in numbers)
+
+
+def test_addends_get_scales_that_integers_and_floats_agree_on() -> None:
+    """Also across an activation; their zero points stay, and the sum's range."""
+    model, before = graph(), graph()
+    insert(model)
+    ranges = calibrate(before, [FEEDS], threads=1).select()
+    found = multiples(model, "y", "p2", "r2")
+    assert whole(found)
+    for name in ("p2", "r2"):
+        raw, zero_point = affine(*ranges[name], Grid(8, signed=False))
+        step, zero, _ = scale(model, name)
+        assert zero == zero_point
+        assert float(raw) <= step <= float(raw) * (1 + 1 / min(found))
+    for name in ("x", "a1", "d1"):
+        assert scale(model, name)[0] == affine(*ranges[name], Grid(8, signed=False))[0]
+
+
+def test_an_addend_that_is_moved_takes_its_origin_along() -> None:
+    body = "a = Conv(x, p) b = Conv(x, q) e = Transpose<perm = [0, 1, 2]>(a) y = Add(e, b)"
+    model = graph(body)
+    insert(model)
+    assert scale(model, "e") == scale(model, "a")
+    assert whole(multiples(model, "y", "a", "b"))
+
+
+def test_of_two_sums_the_later_decides_and_its_addends_come_first() -> None:
+    body = "a = Conv(x, p) b = Conv(x, q) s = Add(a, b) e = Conv(s, r) y = Add(s, e)"
+    model = graph(body)
+    insert(model)
+    assert whole(multiples(model, "y", "s", "e"))
+    assert whole(multiples(model, "s", "a", "b"))
+    body = "a = Conv(x, p) b = Conv(x, q) s = Add(a, b) e = Conv(s, r) y = Add(a, e)"
+    model = graph(body)
+    insert(model)
+    assert whole(multiples(model, "y", "a", "e"))
+    assert whole(multiples(model, "s", "b"))
+    assert not whole(multiples(model, "s", "a"))
+
+
+def test_an_addend_far_smaller_than_its_sum_keeps_its_resolution() -> None:
+    model = graph("a = Conv(x, p) e = Conv(a, t) y = Add(a, e)")
+    ranges = calibrate(model, [FEEDS], threads=1).select()
+    insert(model)
+    assert whole(multiples(model, "y", "a"))
+    assert scale(model, "e")[0] == affine(*ranges["e"], Grid(8, signed=False))[0]
+    assert multiples(model, "y", "e")[0] < 16
+
+
+@pytest.mark.parametrize("options", [{"target": "tensorrt"}, {"bits": 16}, {"wide": ("Conv_0",)}])
+def test_other_forms_keep_the_scales_of_addends(options: dict[str, Any]) -> None:
+    model = graph("a = Conv(x, p) b = Conv(x, q) s = Add(a, b) y = Conv(s, r)")
+    ranges = calibrate(model, [FEEDS], threads=1).select()
+    insert(model, **options)
+    grid = Grid(options.get("bits", 8), signed=options.get("target") == "tensorrt")
+    widest = symmetric if grid.signed else affine
+    addends = {"a", "b"} & set(quantized(model))
+    assert addends
+    for name in addends:
+        assert scale(model, name)[0] == widest(*ranges[name], grid)[0]
 
 
 def test_wrong_options_are_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx_intq.calibrate import calibrate
 from onnx_intq.cost import cost
 from onnx_intq.graph import constant, graph_from_model, metadata, model_from_graph
-from onnx_intq.grid import weight_grid
+from onnx_intq.grid import weight_grid, weight_scales
 from onnx_intq.registry import load, parse
 from onnx_intq.runtime import Session
 from onnx_intq.transform import Context, PassError, run
@@ -120,6 +120,55 @@ def test_seven_bits_give_the_same_result_with_and_without_saturation() -> None:
     model = graph("y = Conv(x, w)", {"w": (64, 64, 3)}, x="[n, 64, t]")
     quantize(model, x=np.ones((1, 64, 6), np.float32), bits=7)
     assert 2 * 255 * int(np.abs(integers(model, "w_q")).max()) <= np.iinfo(np.int16).max
+
+
+def divisors(model: gs.Graph, alpha: float = 1.0) -> list[float]:
+    """Result scale / (input scale x weight scale), times the power of two that makes it >= 129."""
+    quantizers = [n for n in model.nodes if n.op == "QuantizeLinear"]
+    x, y = (float(n.inputs[1].values) for n in quantizers)
+    (node,) = stored(model).values()
+    ratios = y / (x * abs(alpha) * np.ravel(node.inputs[1].values.astype(np.float64)))
+    return [float(r * 2.0 ** max(0, np.ceil(np.log2(128.5 / r)))) for r in ratios]
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "alpha"),
+    [
+        ("y = Conv(x, w)", {"w": (6, 4, 3)}, 1.0),
+        ("a = Conv(x, w, b) y = Relu(a)", {"w": (6, 4, 3), "b": (6,)}, 1.0),
+        ("a = Conv(x, w, b) y = Clip(a, l, h)", {"w": (6, 4, 3), "b": (6,), "l": -1, "h": 1}, 1.0),
+        ("a = MatMul(x, w) c = Add(a, b) y = Relu(c)", {"w": (6, 5), "b": (5,)}, 1.0),
+        ("y = MatMul(w, x)", {"w": (5, 4)}, 1.0),
+        ("a = Flatten(x) y = Gemm<alpha = 0.3>(a, w)", {"w": (24, 5)}, 0.3),
+        ("a = Flatten(x) y = Gemm<alpha = -2.0, transB = 1>(a, w)", {"w": (5, 24)}, -2.0),
+    ],
+)
+@pytest.mark.parametrize("scale", ["mse", "minmax"])
+def test_scales_are_moved_to_where_floats_and_integers_agree(
+    body: str, weights: dict[str, Any], alpha: float, scale: str
+) -> None:
+    """Next to an odd number of 2^-j: by less than 2 %, and never below the largest weight."""
+    y = "[n, 5]" if "Gemm" in body else "[n, m, s]"
+    model = graph(body, weights, y, "[n, 4, 6]")
+    w = model.tensors()["w"].values
+    assert quantize(model, target="ort", scale=scale) == 1
+    (node,) = stored(model).values()
+    before, after = weight_scales(w, node.attrs.get("axis"), 8, scale), node.inputs[1].values
+    assert after.dtype == np.float32
+    assert after.shape == before.shape
+    assert (np.abs(after / before - 1) < 0.02).all()
+    assert (after >= before).all() or scale == "mse"
+    for divisor in divisors(model, alpha):
+        assert round(divisor) % 2 == 1
+        assert abs(divisor / round(divisor) - 1) < 2.0**-22
+
+
+def test_scales_stay_where_the_result_is_float() -> None:
+    model = graph("y = Conv(x, w)", {"w": (6, 4, 3)})
+    w = model.tensors()["w"].values
+    assert quantize(model, target="tensorrt") == 1
+    (node,) = stored(model).values()
+    np.testing.assert_array_equal(node.inputs[1].values, weight_scales(w, 0, 8))
 
 
 def test_a_smaller_error_is_the_reason_for_mse() -> None:
