@@ -220,7 +220,7 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
             "an accumulator exceeds 32 bits; expected fewer or smaller products; "
             "keep the node float"
         )
-    base = step.first + (WRAP if grid.signed else 0)
+    base = raised(step.first, grid, acc.builder.target)
     if grid.bits <= 8:
         step = friendly(step, base)
     found = division(step, base) if grid.bits <= 8 else None
@@ -245,6 +245,16 @@ def _emit_division(
     return divided(acc, offset, divisor, range(step.first, step.last + 1), base, grid)
 
 
+def raised(first: int, grid: Grid, target: str) -> int:
+    """What the lowest result is raised to for a division: not below 0, and no wider than it is.
+
+    Where Cast wraps, `WRAP` needs no subtraction.
+    """
+    if target == "tensorrt":
+        return 0
+    return first + (WRAP if grid.signed else 0)
+
+
 def divided(
     total: Value,
     offset: npt.ArrayLike,
@@ -255,8 +265,8 @@ def divided(
 ) -> Value:
     """(total + offset) / divisor in int32, `base` standing for the lowest result, cut to `results`.
 
-    Div truncates, which is floor where it matters: what is negative is below `base` >= 0. The last
-    Cast wraps, so that a result raised by `WRAP` needs no subtraction.
+    Div truncates, which is floor where it matters: what is negative is below `base` >= 0. For
+    target integer, the last Cast wraps, so that a result raised by `WRAP` needs no subtraction.
     """
     build, tensor = total.builder, total.astype(np.int32)
     for op, values in (("Add", offset), ("Div", divisor)):
@@ -265,5 +275,7 @@ def divided(
     ends = base, base + len(results) - 1
     limits = [build.constant(np.asarray(end), np.int32) for end in ends]
     clipped = build.node("Clip", [tensor, *limits], np.int32, total.tensor.shape)
-    integers = build.value(clipped, *ends).astype(grid.dtype, wrap=True)
-    return build.value(integers, results[0], results[-1])
+    found: Any = build.value(clipped, *ends)
+    if build.target == "tensorrt":
+        found = found + (results[0] - base)
+    return build.value(found.astype(grid.dtype, wrap=True), results[0], results[-1])

@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq.composites import swish
 from onnx_intq.graph import constant, producer
-from onnx_intq.lowering import constant_values
+from onnx_intq.lowering import constant_values, operand
 from onnx_intq.placement import MOVING
-from onnx_intq.qdq import has_input
+from onnx_intq.qdq import QDQ, has_input
 from onnx_intq.scalar_functions import function
 from onnx_intq.transform import Range
 
@@ -53,6 +53,25 @@ MONOTONE = {"Elu", "Selu", "Celu", "Log", "Reciprocal", "Atan", "Asinh", "Sinh"}
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 NEGLIGIBLE = 24.0
 """So far below the others, a logit has no part in a softmax: e^-24 < 2^-34."""
+
+
+def range_of(tensor: gs.Tensor, nodes: int = 2) -> Range | None:
+    """The range of an operand, also where a bias Add or an activation runs in its operator.
+
+    Args:
+        tensor: Dequantized, constant, or made of such by a few nodes.
+        nodes: How many may stand between.
+    """
+    maker, known = producer(tensor), operand(tensor)
+    if known is not None and not isinstance(known.tensor, gs.Constant):
+        return known.low, known.high
+    values = constant_values(tensor)
+    if values is not None:
+        floats = values.dtype == np.float32 and values.size > 0
+        return (float(values.min()), float(values.max())) if floats else None
+    if maker is None or not nodes or maker.op in QDQ:
+        return None
+    return result_range(maker, [range_of(t, nodes - 1) for t in maker.inputs])
 
 
 def result_range(node: gs.Node, operands: Ranges) -> Range | None:

@@ -48,6 +48,16 @@ def bounded(x: T, low: int, high: int) -> T:
     return x
 
 
+def take(table: Array, index: Any) -> Any:
+    """`np.take` of a constant table, whose index NumPy would not see to be a `Value`.
+
+    Args:
+        table: Integers, 1-D.
+        index: Within the table; any shape.
+    """
+    return _take(table, index) if isinstance(index, Value) else np.take(table, index)
+
+
 Handler = TypeVar("Handler", bound=Callable[..., Value])
 
 
@@ -235,14 +245,14 @@ def _max(a: Value, axis: int | None = None, keepdims: bool = False) -> Value:
     return _reduction("ReduceMax", a, axis, keepdims, a.low, a.high)
 
 
-@_handles(np.take)
 def _take(table: Array, index: Value) -> Value:
     values = np.asarray(table)
     inside = values.ndim == 1 and index.low >= 0 and index.high < len(values)
     require(inside, f"a table of {len(values)} entries", index)
     low, high = int(values.min()), int(values.max())
-    inputs = [index.builder.constant(values, _smallest(low, high)), index.astype(np.int32)]
-    tensor = index.builder.node("Gather", inputs, _smallest(low, high), index.tensor.shape, axis=0)
+    dtype = (_type if index.builder.target == "tensorrt" else _smallest)(low, high)
+    inputs = [index.builder.constant(values, dtype), index.astype(np.int32)]
+    tensor = index.builder.node("Gather", inputs, dtype, index.tensor.shape, axis=0)
     return Value(index.builder, tensor, low, high)
 
 
@@ -257,10 +267,11 @@ def _matmul(a: Value, b: Value) -> Value:
         require(INT64.min <= low and high <= INT64.max, "MatMul", a, b)
         tensors = [a.astype(np.int64), b.astype(np.int64)]
         return Value(a.builder, a.builder.node("MatMul", tensors, np.int64), low, high)
-    tensors = [a.astype(np.uint8 if a.low >= 0 else np.int8), b.astype(np.int8)]
     if a.builder.portable and a.low >= 0:
         zeros = [a.builder.constant(np.asarray(zero), np.uint8) for zero in (0, MIDDLE)]
-        tensors = [tensors[0], _add(b, MIDDLE).astype(np.uint8), *zeros]
+        tensors = [a.astype(np.uint8), _add(b, MIDDLE).astype(np.uint8), *zeros]
+    else:
+        tensors = [a.astype(np.uint8 if a.low >= 0 else np.int8), b.astype(np.int8)]
     return Value(a.builder, a.builder.node("MatMulInteger", tensors, np.int32), low, high)
 
 

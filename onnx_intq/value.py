@@ -20,6 +20,8 @@ from onnx_intq.transform import IntqError
 Array = npt.NDArray[Any]
 
 Shape = Sequence[int | str] | None
+TARGETS = ("integer", "tensorrt")
+"""What may run the nodes: onnxruntime, or TensorRT."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Builder:
         constants: Type, shape and bytes -> the initializer.
         name: Prefix of the names of the nodes.
         portable: Matrix products are of uint8 alone, which no processor saturates.
+        target: Whose types to keep to, one of `TARGETS`: "tensorrt" has no tables of 8 bits, and
+            is not relied upon to wrap in a Cast.
     """
 
     graph: gs.Graph
@@ -39,6 +43,7 @@ class Builder:
     constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant]
     name: str = "integer"
     portable: bool = True
+    target: str = "integer"
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike) -> gs.Constant:
         """An initializer with `values`, integers that `dtype` holds.

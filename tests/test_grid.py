@@ -1,19 +1,29 @@
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnx_intq.grid import (
+    LARGEST_SHIFT,
     SMALLEST_SCALE,
+    Dyadic,
     Grid,
     affine,
+    common_exponent,
     dequantize,
+    dyadic,
     quantize,
+    requantize,
     symmetric,
     weight_grid,
     weight_scales,
+    weighted_sum,
 )
+from onnx_intq.transform import IntqError
 
 law = settings(derandomize=True, deadline=None, max_examples=100)
 reals = st.floats(-1e6, 1e6, width=32)
@@ -189,3 +199,147 @@ def test_dead_channels_get_a_scale() -> None:
         scales = weight_scales(w, 0, 8, method)
         assert (scales[:2] == SMALLEST_SCALE).all()
         assert quantize(w, scales, 0, weight_grid(8), 0)[:2].tolist() == [[0, 0], [0, 0]]
+
+
+multipliers = st.one_of(
+    st.floats(0, 2.0**30 - 1),
+    st.builds(math.ldexp, st.floats(0.5, 1), st.integers(-30, 29)),
+    st.builds(lambda e, below: math.ldexp(1 - 2.0**-below, e), st.integers(-40, 29), st.just(53)),
+)
+
+
+@law
+@given(multipliers, st.integers(8, 31), st.integers(20, LARGEST_SHIFT))
+@example(math.nextafter(2.0**30 - 0.25, 0), 31, LARGEST_SHIFT)
+@example(math.nextafter(1.0, 0), 31, LARGEST_SHIFT)
+@example(0.0, 31, LARGEST_SHIFT)
+def test_dyadic_multipliers_have_31_significant_bits(real: float, bits: int, largest: int) -> None:
+    """Relative error at most 2^-bits; where c is at its limit, half of 2^-c absolute."""
+    real = min(real, 2.0 ** (bits - 1) - 0.5)
+    found = dyadic(real, largest, bits)
+    b, c = int(found.b), int(found.c)
+    assert 0 <= b < 1 << bits
+    assert 1 <= c <= largest
+    error = abs(Fraction(b, 1 << c) - Fraction(real))
+    assert error <= Fraction(1, 1 << (c + 1))
+    if c < largest:
+        assert b >= 1 << (bits - 1)
+        assert error <= Fraction(real) / (1 << bits) * (1 + Fraction(1, 1 << (bits - 1)))
+
+
+def test_dyadic_multipliers_of_channels() -> None:
+    reals = np.array([[0.0, 1.0], [0.75, 2.0**-60], [3.0, 2.0**-24]])
+    found = dyadic(reals)
+    assert found.b.shape == found.c.shape == reals.shape
+    assert found.b.dtype == found.c.dtype == np.int64
+    np.testing.assert_array_equal(np.ldexp(found.b, -found.c), np.where(reals < 2.0**-55, 0, reals))
+    assert found.c.tolist() == [[54, 30], [31, 54], [29, 54]]
+
+
+@pytest.mark.parametrize(
+    "real", [-1e-9, np.nan, np.inf, -np.inf, 2.0**30, 2.0**30 - 0.25, [0.5, 2.0**31]]
+)
+def test_multipliers_out_of_range_are_refused(real: float | list[float]) -> None:
+    with pytest.raises(IntqError, match=r"a requantisation by .*; expected a multiplier from 0 to"):
+        dyadic(real)
+
+
+def half_up(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))
+
+
+wide = st.one_of(
+    st.integers(-(1 << 31) + 1, (1 << 31) - 1),
+    st.sampled_from([0, 1, -1, (1 << 31) - 1, 1 - (1 << 31)]),
+)
+dyadics = st.builds(
+    lambda b, c: Dyadic(np.array(b), np.array(c)),
+    st.one_of(st.integers(1 << 30, (1 << 31) - 1), st.integers(0, (1 << 31) - 1)),
+    st.one_of(st.integers(1, LARGEST_SHIFT), st.just(LARGEST_SHIFT)),
+)
+
+
+@settings(law, max_examples=1000)
+@given(st.lists(wide, min_size=1), wide, dyadics, st.integers(-128, 255), st.data())
+def test_requantisation_is_exact(
+    acc: list[int], bias: int, multiplier: Dyadic, zero_point: int, data: st.DataObject
+) -> None:
+    """Of every sum of an accumulator and a bias below 2^31, whatever the grid and the limits."""
+    signed = zero_point < 0 or (zero_point <= 127 and data.draw(st.booleans()))
+    grid = Grid(8, signed=signed)
+    low = data.draw(st.integers(grid.low, grid.high))
+    high = data.draw(st.integers(low, grid.high))
+    acc = [min(max(a, 1 - (1 << 31) - bias), (1 << 31) - 1 - bias) for a in acc]
+    limits = {"zero_point": zero_point, "low": low, "high": high}
+    found = requantize(np.array(acc, np.int64), multiplier, bias=bias, **limits)
+    assert found.dtype == np.int64
+    factor = Fraction(int(multiplier.b), 1 << int(multiplier.c))
+    for a, y in zip(acc, found, strict=True):
+        exact = half_up((a + bias) * factor) + zero_point
+        assert y == min(max(exact, low), high)
+
+
+@law
+@given(st.integers(-(1 << 31) + 1, (1 << 31) - 1), st.integers(0, (1 << 31) - 1))
+def test_requantisation_to_16_bits_is_exact(acc: int, b: int) -> None:
+    for signed, zero_point, c in ((True, -32768, 46), (False, 65535, 46), (True, 32767, 1)):
+        grid = Grid(16, signed=signed)
+        multiplier = Dyadic(np.array(b), np.array(c))
+        limits = {"zero_point": zero_point, "low": grid.low, "high": grid.high}
+        exact = half_up(Fraction(acc * b, 1 << c)) + zero_point
+        found = requantize(np.int64(acc), multiplier, **limits)
+        assert found == min(max(exact, grid.low), grid.high)
+
+
+def test_channels_are_requantised_each_with_its_own_multiplier() -> None:
+    acc = np.arange(-300, 300).reshape(1, 2, 300)
+    multiplier = dyadic(np.array([[0.5], [2.0]]))
+    bias = np.array([[7], [-9]])
+    found = requantize(acc, multiplier, bias=bias, zero_point=3, low=-100, high=100)
+    expected = np.floor((acc + bias) * np.array([[0.5], [2.0]]) + 0.5) + 3
+    np.testing.assert_array_equal(found, np.clip(expected, -100, 100))
+
+
+signed_factors = st.builds(
+    lambda sign, size: sign * size, st.sampled_from([-1, 1]), st.floats(2.0**-40, 2.0**20)
+)
+
+
+@law
+@given(st.lists(signed_factors, min_size=1, max_size=3), st.integers(30, LARGEST_SHIFT))
+def test_factors_get_one_exponent(reals: list[float], largest: int) -> None:
+    factors, c = common_exponent(reals, largest)
+    assert 1 <= c <= largest
+    for real, factor in zip(reals, factors, strict=True):
+        assert abs(Fraction(factor, 1 << c) - Fraction(real)) <= Fraction(1, 1 << (c + 1))
+    most = max(map(abs, factors))
+    assert most < 1 << 31 or (most == 1 << 31 and min(factors) < 0)
+    assert most >= 1 << 30 or c == largest
+
+
+def test_a_factor_of_0_leaves_the_others_their_precision() -> None:
+    factors, c = common_exponent([0.0, 2.0**-20, -(2.0**-21)])
+    assert (factors, c) == ([0, 1 << 30, -(1 << 29)], 50)
+    assert common_exponent([0.0]) == ([0], LARGEST_SHIFT)
+
+
+@settings(law, max_examples=500)
+@given(
+    st.lists(st.tuples(st.integers(-65535, 65535), signed_factors), min_size=1, max_size=2),
+    st.integers(-128, 255),
+    st.data(),
+)
+def test_sums_are_rounded_once(
+    pairs: list[tuple[int, float]], zero_point: int, data: st.DataObject
+) -> None:
+    bits = data.draw(st.sampled_from([8, 16]))
+    grid = Grid(bits, signed=zero_point < 0)
+    low = data.draw(st.integers(grid.low, grid.high))
+    high = data.draw(st.integers(low, grid.high))
+    factors, c = common_exponent([real for _, real in pairs], 62 - bits)
+    terms = [np.array([term, 0], np.int64) for term, _ in pairs]
+    limits = {"zero_point": zero_point, "low": low, "high": high}
+    found = weighted_sum(terms, factors, c, **limits)
+    total = sum(term * factor for (term, _), factor in zip(pairs, factors, strict=True))
+    for y, exact in zip(found, (total, 0), strict=True):
+        assert y == min(max(half_up(Fraction(exact, 1 << c)) + zero_point, low), high)
