@@ -1,11 +1,13 @@
 """Bounds every integer tensor of a model by interval arithmetic, and says what may overflow.
 
-Law: whatever a model is fed, its integer tensors stay within their intervals; and no result of a
-node leaves its type unless the node is among the risks.
+Law: whatever a model is fed, its integer tensors stay within their boxes, which hold an interval
+for each channel where that is known; and no result of a node leaves its type unless the node is
+among the risks, or is a Cast that wraps all its values by the same number, so that they stay in
+order. What onnxruntime computes wrongly is a risk, too.
 
-A risk is no proof of an overflow: intervals do not see that a square root's square is at most its
-argument, or that the weights of a softmax add up to one. The inputs of Loop and Scan bodies, and
-what comes out of them, may be anything their type holds.
+A risk is no proof of an overflow: but for a few relations, intervals do not see that operands
+depend on each other, such as that a square root's square is at most its argument. The inputs of
+Loop and Scan bodies, and what comes out of them, may be anything their type holds.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_intq.graph import element_type
-from onnx_intq.interval_rules import RULES, Interval, Place, hull
+from onnx_intq.interval_arithmetic import Box, Interval, box, of_constant, union
+from onnx_intq.interval_relations import related
+from onnx_intq.interval_rules import RULES, Place
 
 BITS = (2, 4, 8, 16, 32, 64)
 LIMITS: dict[str, Interval] = {
@@ -51,12 +54,17 @@ class Bounds:
     """What `bounds` found.
 
     Attributes:
-        intervals: Name of each integer tensor of the outermost graph -> its interval.
+        boxes: Name of each integer tensor of the outermost graph -> the intervals of its elements.
         risks: In the order of the nodes, bodies included.
     """
 
-    intervals: dict[str, Interval]
+    boxes: dict[str, Box]
     risks: tuple[Risk, ...]
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Name of each of these tensors -> its lowest and highest value."""
+        return {name: each.ends for name, each in self.boxes.items()}
 
 
 def bounds(model: gs.Graph) -> Bounds:
@@ -66,12 +74,12 @@ def bounds(model: gs.Graph) -> Bounds:
     """
     found = _Found()
     found.graph(model)
-    intervals = {
+    boxes = {
         name: found.known[id(tensor)]
         for name, tensor in model.tensors().items()
         if id(tensor) in found.known
     }
-    return Bounds(intervals=intervals, risks=tuple(found.risks))
+    return Bounds(boxes=boxes, risks=tuple(found.risks))
 
 
 def limits(tensor: gs.Tensor) -> Interval | None:
@@ -82,9 +90,9 @@ def limits(tensor: gs.Tensor) -> Interval | None:
 
 @dataclass
 class _Found:
-    """Intervals by the `id` of tensors, and risks, as the nodes are gone through."""
+    """Boxes by the `id` of tensors, and risks, as the nodes are gone through."""
 
-    known: dict[int, Interval] = field(default_factory=dict)
+    known: dict[int, Box] = field(default_factory=dict)
     risks: list[Risk] = field(default_factory=list)
 
     def graph(self, graph: gs.Graph) -> None:
@@ -92,8 +100,7 @@ class _Found:
         for node in graph.nodes:
             for tensor in node.inputs:
                 if isinstance(tensor, gs.Constant) and limits(tensor) and tensor.values.size:
-                    values = np.asarray(tensor.values)
-                    self.known[id(tensor)] = int(values.min()), int(values.max())
+                    self.known[id(tensor)] = of_constant(tensor.values)
             bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
             for body in bodies:
                 self.graph(body)
@@ -112,21 +119,23 @@ class _Found:
                 self.known[id(tensor)] = self.result(node, tensor, of_type)
         self.whole_type(node.outputs[same:])
 
-    def result(self, node: gs.Node, tensor: gs.Tensor, of_type: Interval) -> Interval:
-        """The interval of a tensor that a node makes; a risk if that is not within its type."""
-        rule = RULES.get(node.op)
+    def result(self, node: gs.Node, tensor: gs.Tensor, of_type: Interval) -> Box:
+        """The box of a tensor that a node makes; a risk if that is not within its type."""
+        rule, place = RULES.get(node.op), Place(node, self.known, of_type)
         try:
-            exact = rule(Place(node, self.known, of_type)) if rule else "has no rule"
+            exact = rule(place) if rule else "has no rule"
         except KeyError:
             exact = "reads a tensor without bounds"
         if isinstance(exact, str):
             self.risk(node, tensor, exact, bounded=False)
-            return of_type
-        if hull(exact, of_type) == of_type:
+            return box(*of_type)
+        exact = related(place, exact)
+        low, high = exact.ends
+        if of_type[0] <= low and high <= of_type[1]:
             return exact
         type_ = onnx.TensorProto.DataType.Name(element_type(tensor)).lower()
-        self.risk(node, tensor, f"{exact[0]}..{exact[1]} may leave {type_}", bounded=True)
-        return of_type
+        self.risk(node, tensor, f"{low}..{high} may leave {type_}", bounded=True)
+        return box(*of_type)
 
     def risk(self, node: gs.Node, tensor: gs.Tensor, why: str, *, bounded: bool) -> None:
         why = f"{node.op} {why}" if not bounded else f"{node.op}: {why}"
@@ -139,9 +148,9 @@ class _Found:
             results = [self.known.get(id(branch.outputs[index])) for branch in branches]
             known = [each for each in results if each]
             if len(known) == len(branches) == 2:
-                self.known[id(tensor)] = hull(*known)
+                self.known[id(tensor)] = union(*(each.hull() for each in known))
 
     def whole_type(self, tensors: Iterable[gs.Tensor]) -> None:
         for tensor in tensors:
             if of_type := limits(tensor):
-                self.known[id(tensor)] = of_type
+                self.known[id(tensor)] = box(*of_type)
