@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -12,11 +13,17 @@ from onnx_intq import (
     ort_rules,
     qdq_rules,
     tensorrt_placement_rules,
+    tensorrt_speed_rules,
     tensorrt_type_rules,
 )
 from onnx_intq.qdq_rules import Rule
 from onnx_intq.transform import IntqError
 
+if TYPE_CHECKING:
+    from onnx_intq.engine import Parse
+
+MODEL = "model"
+"""In place of a node's name, where no single node is at fault."""
 RULES: Mapping[str, tuple[Rule, ...]] = {
     "ort": (*ort_rules.RULES, *qdq_rules.RULES, *ort_fusion_rules.RULES),
     "tensorrt": (
@@ -26,6 +33,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
 }
 """The rules of every target, in the order they are applied."""
+WARNINGS: Mapping[str, tuple[Rule, ...]] = {"ort": (), "tensorrt": tensorrt_speed_rules.RULES}
+"""Rules whose breach costs speed at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +62,34 @@ def check(graph: gs.Graph, target: str) -> list[Problem]:
     Raises:
         IntqError: Unknown target.
     """
-    if target not in RULES:
-        raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(RULES)}")
+    return _problems(graph, target, RULES)
+
+
+def warn(graph: gs.Graph, target: str) -> list[Problem]:
+    """What `target` takes, but likely not faster than in float: arguments and errors of `check`."""
+    return _problems(graph, target, WARNINGS)
+
+
+def refused(parse: Parse | None) -> list[Problem]:
+    """What NVIDIA's parser cannot take, as problems of the rule "parser"; none if not asked."""
+    if parse is None:
+        return []
     return [
-        Problem(node=node, rule=name, message=message)
-        for name, rule in RULES[target]
-        for node, message in rule(graph)
+        Problem(
+            node=refusal.node or MODEL,
+            rule="parser",
+            message=f"{refusal.reason}; expected what the parser of {parse.library} takes; "
+            f"{refusal.advice}",
+        )
+        for refusal in parse.refusals
+    ]
+
+
+def _problems(graph: gs.Graph, target: str, rules: Mapping[str, tuple[Rule, ...]]) -> list[Problem]:
+    if target not in rules:
+        raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(rules)}")
+    return [
+        Problem(node=node, rule=rule.name, message=message)
+        for rule in rules[target]
+        for node, message in rule.find(graph)
     ]

@@ -13,6 +13,7 @@ import click
 
 from onnx_intq import __version__
 from onnx_intq.commands.bench import bench
+from onnx_intq.commands.build import build
 from onnx_intq.commands.calibrate import calibrate
 from onnx_intq.commands.check import check
 from onnx_intq.commands.compare import compare
@@ -71,6 +72,7 @@ def cli() -> None:
 
 for command in (
     bench,
+    build,
     calibrate,
     check,
     compare,

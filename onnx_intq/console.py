@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_intq.progress import bar
-from onnx_intq.transform import CheckFailed, Pass, Report
+from onnx_intq.transform import Pass, Report
 
 if TYPE_CHECKING:
-    from onnx_intq.check import Problem
-    from onnx_intq.cost import Cost
     from onnx_intq.evaluate import Evaluation
-    from onnx_intq.integer_only import Proof
-    from onnx_intq.intervals import Risk
     from onnx_intq.runtime import Timing
     from onnx_intq.summary import Summary
     from onnx_intq.synthesize import Result
@@ -66,7 +62,7 @@ def show_synthesis(
         },
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     first = results[0]
     worst = sorted(first.after, key=lambda name: -first.after[name])
@@ -88,7 +84,7 @@ def show_synthesis(
 def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     """Report what `quantize` did."""
     if as_json:
-        _print_json({"output": str(output)} | summary.to_dict())
+        print_json({"output": str(output)} | summary.to_dict())
         return
     ops = ", ".join(f"{count} {op}" for op, count in summary.quantized.items())
     before, after = summary.bytes_before, summary.bytes_after
@@ -111,7 +107,7 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
 def show_reports(reports: Sequence[Report], drifts: Mapping[str, Drift], as_json: bool) -> None:
     """Report what each pass did."""
     if as_json:
-        _print_json({"passes": [_report(r, drifts) for r in reports]})
+        print_json({"passes": [_report(r, drifts) for r in reports]})
         return
     rows = [
         (r.spec.name, r.changes, len(r.skipped), round(r.seconds, 2), _drift(r, drifts))
@@ -125,7 +121,7 @@ def show_passes(found: Sequence[type[Pass]], in_full: bool, as_json: bool) -> No
     """List passes, or show one in full."""
     entries = [_describe(each) for each in found]
     if as_json:
-        _print_json({"passes": entries})
+        print_json({"passes": entries})
     elif in_full:
         (entry,) = entries
         click.echo(f"{entry['name']}: {entry['doc']}\n")
@@ -138,39 +134,10 @@ def show_passes(found: Sequence[type[Pass]], in_full: bool, as_json: bool) -> No
         table("", ("pass", "what it does"), rows)
 
 
-def show_check(
-    target: str | None,
-    problems: Sequence[Problem],
-    proof: Proof | None,
-    risks: Sequence[Risk] | None,
-    as_json: bool,
-) -> None:
-    """Report what a check found: rules of `target` that are broken, places that are not integer.
-
-    Where overflow is not excluded is told, but fails nothing: intervals are wider than the truth.
-
-    Raises:
-        CheckFailed: It found something.
-    """
-    failed = [f"{len(problems)} problems for target {target}"] if problems else []
-    if proof and proof.findings:
-        failed.append(f"{len(proof.findings)} places are not integer-only")
-    if as_json:
-        rules = {"target": target, "problems": [asdict(p) for p in problems]} if target else {}
-        _print_json({**rules, **({"integer_only": _proof(proof, risks)} if proof else {})})
-    else:
-        if target:
-            _show_problems(target, problems)
-        if proof:
-            _show_proof(proof, risks)
-    if failed:
-        raise CheckFailed("; ".join(failed))
-
-
 def show_evaluation(found: Evaluation, as_json: bool) -> None:
     """Report word error rates, by split."""
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     scores = {**found.splits, "all": found.total}
     rows = [
@@ -178,31 +145,6 @@ def show_evaluation(found: Evaluation, as_json: bool) -> None:
         for name, s in scores.items()
     ]
     table("", ("split", "utterances", "words", "errors", "WER %", "differs %"), rows)
-
-
-def show_cost(found: Cost, seconds: float, as_json: bool) -> None:
-    """Report what a model costs."""
-    if as_json:
-        by_op = {op: asdict(total) for op, total in found.by_op.items()}
-        _print_json(
-            {
-                "seconds": seconds,
-                "parameters": found.parameters,
-                "weight_bytes": found.weight_bytes,
-                "macs": found.macs,
-                "bops": found.bops,
-                "by_op": by_op,
-                "uncounted": found.uncounted,
-            }
-        )
-        return
-    click.echo(f"parameters  {found.parameters / 1e6:.2f} M in {found.weight_bytes / 1e6:.2f} MB")
-    click.echo(f"MACs        {found.macs / 1e9:.3f} G for {seconds:g} s of audio")
-    click.echo(f"BOPs        {found.bops / 1e12:.3f} T")
-    rows = [(op, t.nodes, t.macs / 1e9, t.bops / 1e12) for op, t in found.by_op.items()]
-    table("", ("operator", "nodes", "GMACs", "TBOPs"), rows)
-    if found.uncounted:
-        click.echo(f"not counted: {', '.join(found.uncounted[:SHOWN])}")
 
 
 def show_timings(
@@ -214,7 +156,7 @@ def show_timings(
             {"model": str(m), "speedup": 1 / t.ratio} | asdict(t)
             for m, t in zip(models, timings, strict=True)
         ]
-        _print_json({"seconds": seconds, "models": entries})
+        print_json({"seconds": seconds, "models": entries})
         return
     rows = [
         (str(m), t.median * 1e3, t.low * 1e3, t.high * 1e3, 1 / t.ratio)
@@ -225,42 +167,6 @@ def show_timings(
         ("model", "median ms", "10 %", "90 %", "speedup"),
         rows,
     )
-
-
-def _show_problems(target: str, problems: Sequence[Problem]) -> None:
-    if not problems:
-        click.echo(f"ready for {target}: no problem found")
-        return
-    rules = Counter(p.rule for p in problems)
-    rows = [(p.rule, p.node, p.message) for p in problems[:SHOWN]]
-    table(f"{len(problems)} problems for {target}", ("rule", "node", "what to do"), rows)
-    click.echo(", ".join(f"{rule}: {count}" for rule, count in rules.items()))
-
-
-def _proof(proof: Proof, risks: Sequence[Risk] | None) -> dict[str, object]:
-    found = {"proven": not proof.findings, **asdict(proof)}
-    return {**found, "overflow": None if risks is None else [asdict(r) for r in risks]}
-
-
-def _show_proof(proof: Proof, risks: Sequence[Risk] | None) -> None:
-    boundary = f"{proof.quantizers} QuantizeLinear, {proof.dequantizers} DequantizeLinear"
-    if proof.findings:
-        rows = [(f.node, f.tensor, f.why) for f in proof.findings[:SHOWN]]
-        title = f"{len(proof.findings)} places are not integer-only"
-        table(title, ("node", "tensor", "what was found"), rows)
-        kinds = Counter(f.why.partition(";")[0] for f in proof.findings)
-        click.echo(", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(SHOWN)))
-        return
-    size = f"{proof.nodes} nodes, {proof.tensors} tensors"
-    click.echo(f"integer-only: {size}, all integer but the boundary ({boundary})")
-    if proof.unread:
-        click.echo(f"float inputs that nothing reads: {', '.join(proof.unread)}")
-    if risks:
-        click.echo(f"overflow: not excluded by intervals at {len(risks)} nodes, such as")
-        for risk in risks[:3]:
-            click.echo(f"  {risk.node}: {risk.why}")
-    elif risks is not None:
-        click.echo("overflow: none, every result stays within its type")
 
 
 def _show_skipped(skipped: Sequence[tuple[str, str]]) -> None:
@@ -307,7 +213,8 @@ def _text(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value}"
 
 
-def _print_json(found: Mapping[str, object]) -> None:
+def print_json(found: Mapping[str, object]) -> None:
+    """Print one JSON object; infinity and NaN become null."""
     click.echo(json.dumps(_plain(found), indent=1, default=str, allow_nan=False))
 
 

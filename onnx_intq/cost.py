@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import metadata, producer, subgraphs
+from onnx_intq.graph import constant, metadata, producer, subgraphs
 from onnx_intq.shapes import Shape, infer, input_shapes
 from onnx_intq.transform import IntqError
 
@@ -47,12 +47,21 @@ SCALES = {
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCost:
-    """One node: multiply-accumulates, and the bits of the two numbers it multiplies."""
+    """One node that multiplies.
+
+    Attributes:
+        name: Its name.
+        op: Its operator.
+        macs: Multiply-accumulates.
+        bits: Of the two numbers it multiplies.
+        elements: Values of its two factors and of its result.
+    """
 
     name: str
     op: str
     macs: int
     bits: tuple[int, int]
+    elements: tuple[int, int, int]
 
     @property
     def bops(self) -> int:
@@ -110,26 +119,30 @@ class Cost:
 
 
 def cost(
-    graph: gs.Graph, *, seconds: float = 10.0, shapes: Mapping[str, Sequence[int]] | None = None
+    graph: gs.Graph,
+    *,
+    seconds: float = 10.0,
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Cost:
     """Count what one run of `graph` costs: float, QDQ and integer-only graphs alike.
 
     Args:
         graph: Not changed.
         seconds: Length of the audio; frames per second as the model's metadata says, else 100.
+        batch: Utterances in one run: the first axis of every input that leaves it open.
         shapes: Shapes of inputs, instead.
 
     Raises:
-        IntqError: The shapes do not fit the inputs, or `seconds` is not positive.
+        IntqError: The shapes or the batch do not fit the inputs, or `seconds` is not positive.
     """
     inputs = input_shapes(graph, seconds=seconds, shapes=shapes)
+    inputs = _batched(graph, inputs, batch) if batch != 1 else inputs
     known, bits = infer(graph, inputs), _Bits(graph)
     nodes, uncounted = list[NodeCost](), list[str]()
     for node in graph.nodes:
-        macs = _macs(node, known)
-        if node.op in OPERANDS and macs is not None:
-            a, b = (bits.of(node.inputs[i]) for i in OPERANDS[node.op])
-            nodes.append(NodeCost(name=node.name, op=node.op, macs=macs, bits=(a, b)))
+        if (counted := _node_cost(node, known, bits)) is not None:
+            nodes.append(counted)
         elif _multiplies(node):
             uncounted.append(node.name)
     return Cost(
@@ -141,19 +154,48 @@ def cost(
     )
 
 
-def _macs(node: gs.Node, known: Mapping[str, Shape]) -> int | None:
+def _batched(graph: gs.Graph, inputs: Mapping[str, Shape], batch: int) -> dict[str, Shape]:
+    """The shapes with `batch` for every open first axis, and all axes of the same name."""
+    declared = {t.name: list(t.shape or []) for t in graph.inputs}
+    first = {axes[0] for axes in declared.values() if axes and not isinstance(axes[0], int)}
+    if batch < 1 or not first:
+        found = ", ".join(f"{name} {axes}" for name, axes in declared.items())
+        raise IntqError(
+            f"a batch of {batch} for inputs {found}; expected 1 or more, and inputs with an open "
+            "first axis; change --batch, or export the model with a dynamic batch"
+        )
+    return {
+        name: tuple(
+            batch if axis in first and (axis or i == 0) else size
+            for i, (axis, size) in enumerate(zip(declared[name], shape, strict=True))
+        )
+        for name, shape in inputs.items()
+    }
+
+
+def _node_cost(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> NodeCost | None:
     """None where a shape is unknown or the node is not counted."""
     if node.op not in OPERANDS:
         return None
-    a, b = (known.get(node.inputs[i].name) for i in OPERANDS[node.op])
-    out = known.get(node.outputs[0].name)
-    if a is None or b is None or out is None:
+    factors = [node.inputs[i] for i in OPERANDS[node.op]]
+    left, right, result = (known.get(t.name) for t in (*factors, node.outputs[0]))
+    if left is None or right is None or result is None:
         return None
+    return NodeCost(
+        name=node.name,
+        op=node.op,
+        macs=_macs(node, left, right, result),
+        bits=(bits.of(node, 0), bits.of(node, 1)),
+        elements=(math.prod(left), math.prod(right), math.prod(result)),
+    )
+
+
+def _macs(node: gs.Node, left: Shape, right: Shape, result: Shape) -> int:
     if node.op == "ConvTranspose":
-        return math.prod(a) * math.prod(b[1:])
+        return math.prod(left) * math.prod(right[1:])
     if "Conv" in node.op:
-        return math.prod(out) * math.prod(b[1:])
-    return math.prod(out) * (a[0] if node.attrs.get("transA") else a[-1])
+        return math.prod(result) * math.prod(right[1:])
+    return math.prod(result) * (left[0] if node.attrs.get("transA") else left[-1])
 
 
 def _multiplies(node: gs.Node) -> bool:
@@ -171,15 +213,30 @@ class _Bits:
         for node in graph.nodes:
             self._note_constant(node)
 
-    def of(self, tensor: gs.Tensor) -> int:
+    def of(self, node: gs.Node, factor: int) -> int:
         """Of a constant, the bits recorded for it; else those of the type it is stored in."""
-        if bits := self._constant_bits(tensor):
+        tensor = node.inputs[OPERANDS[node.op][factor]]
+        if bits := self._constant_bits(tensor) or self._renamed_bits(node, factor):
             return bits
         maker = producer(tensor)
         while maker is not None and maker.op in MOVES:
             tensor = maker.inputs[0]
             maker = producer(tensor)
         return self._constant_bits(tensor) or type_bits(tensor.dtype)
+
+    def _renamed_bits(self, node: gs.Node, factor: int) -> int:
+        """Of the weight of an integer-only graph, whose name is new: the width its values need.
+
+        Every width recorded for the model is tried, the smallest first; 0 where none is recorded.
+        A scale that is chosen per channel lets weights use all of their grid.
+        """
+        values, offset = constant(node, factor), constant(node, factor + 2)
+        if node.op not in {"ConvInteger", "MatMulInteger"} or values is None:
+            return 0
+        zero_point = 0 if offset is None else int(offset.flat[0])
+        largest = int(np.abs(values.astype(np.int64) - zero_point).max(initial=0))
+        widths = {*self._recorded.values()}
+        return min((bits for bits in widths if largest < 1 << (bits - 1)), default=0)
 
     def _note_constant(self, node: gs.Node) -> None:
         """A constant made from recorded ones, by unpacking or a table, keeps their bits."""

@@ -1,34 +1,60 @@
-"""TensorRT-RTX: parses and builds engines, always in a child process, and says what runs in int8.
+"""TensorRT and TensorRT-RTX: parse a model, build its engine, run it. The only importer of both.
 
-The child is `python -m onnx_intq.engine FOLDER`. Networks are strongly typed: all precision is in
-the model's Q/DQ nodes. Parsing and building need neither GPU nor driver; running an engine does.
+Parsing and building happen in a child process, `python -m onnx_intq.engine FOLDER`: a crash of the
+library ends the child alone. TensorRT-RTX parses and builds without GPU and driver; TensorRT, which
+times kernels, and running an engine need both.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
+from onnx_intq import engine_build, engine_device, engine_refusals
 from onnx_intq.child import ChildError, ask, serve
-from onnx_intq.engine_layers import Layer, Product, layers_from_text, products
-from onnx_intq.engine_profile import Profile, profile
-from onnx_intq.graph import first_line, read_model
+from onnx_intq.engine_build import ENGINE, TIMING_CACHE
+from onnx_intq.engine_layers import Layer, Product, alone, products, read_layers
+from onnx_intq.engine_library import Library
+from onnx_intq.engine_profile import Profile, profiles
+from onnx_intq.engine_refusals import Refusal
+from onnx_intq.engine_session import EngineSession
+from onnx_intq.graph import first_line, graph_from_model, read_model
 from onnx_intq.transform import IntqError
 
-BACKENDS: Mapping[str, tuple[str, str]] = {"tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+BACKENDS: Mapping[str, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+}
 """Library name -> (Python module, extra that installs it)."""
-WEIGHTED = {"CONVOLUTION": "conv", "DECONVOLUTION": "conv_transpose", "MATRIX_MULTIPLY": "matmul"}
-"""The library's names of the layers that `Build.products` lists, and ours."""
-ENGINE = "engine"
-"""The file a child leaves beside its answer."""
-TIMEOUT = 1800.0
-"""Seconds after which a child is given up; QuartzNet15x5 takes about 11."""
+SUFFIX = ".engine"
+"""Of engine files."""
+ANY_GPU = "8.6"
+"""The compute capability TensorRT-RTX builds for where there is no GPU: it has int8 kernels."""
+TIMEOUT = 3600.0
+"""Seconds after which a child is given up; QuartzNet15x5 takes TensorRT-RTX about 11."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What to build with, and for.
+
+    Attributes:
+        backend: A key of `BACKENDS`.
+        compute_capability: The GPU kind, such as "7.5".
+        gpu: The GPU's name; None where the engine is built for GPUs of this kind, not on one.
+        note: What the user should know of the choice; "" for nothing.
+    """
+
+    backend: str
+    compute_capability: str
+    gpu: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +67,12 @@ class Build:
         library: A key of `BACKENDS`: an engine of TensorRT-RTX is none of TensorRT.
         version: Of the library.
         compute_capability: The GPU kind it was built for, such as "8.6".
-        layers: The engine's layers in order of execution, from text of an undocumented format:
-            empty where a version of the library writes it differently.
+        shapes: The profile of every input.
+        layers: The engine's layers in order of execution; empty where a version of the library
+            describes them in a way that is not known here.
         products: The model's convolutions and matrix products, and the type each computes in.
+        alone: Q/DQ nodes, but those at the boundary, that were not fused with any operator.
+        timing_cache: The times of the kernels tried, b"" where none were asked for.
     """
 
     engine: bytes = field(repr=False)
@@ -51,8 +80,11 @@ class Build:
     library: str
     version: str
     compute_capability: str
+    shapes: dict[str, Profile]
     layers: tuple[Layer, ...] = field(repr=False)
     products: tuple[Product, ...] = field(repr=False)
+    alone: tuple[str, ...] = ()
+    timing_cache: bytes = field(default=b"", repr=False)
 
     def count(self, kind: str, precision: str | None = None) -> int:
         """How many products there are of `kind` that compute in `precision` (None: in any)."""
@@ -68,21 +100,98 @@ class Parse:
         library: A key of `BACKENDS`.
         version: Of the library.
         layers: Layers of the network.
-        refusals: (node name, reason) of what the parser cannot take; it stops at the first.
+        refusals: What the parser cannot take.
     """
 
     library: str
     version: str
     layers: int
-    refusals: tuple[tuple[str, str], ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingCache:
+    """Times of kernels to take over, or an empty collection to fill.
+
+    Attributes:
+        known: From an earlier build of this release for this GPU; b"" for none.
+        pinned: Whether a kernel without a known time is an error: then a build repeats another.
+    """
+
+    known: bytes = field(default=b"", repr=False)
+    pinned: bool = False
+
+
+def library(backend: str) -> Library:
+    """Import a library.
+
+    Raises:
+        IntqError: It is unknown, missing or broken; the message names the command that installs it.
+    """
+    module, extra = _backend(backend)
+    try:
+        return cast(Library, importlib.import_module(module))
+    except ImportError as error:
+        raise IntqError(
+            f"cannot import {module} ({first_line(error)}); {backend} needs it; run: "
+            f"pip install 'onnx_intq[{extra}]'"
+        ) from error
+
+
+def choose(backend: str | None = None, compute_capability: str | None = None) -> Target:
+    """What to build with, and for: by default TensorRT on the GPU at hand, else TensorRT-RTX.
+
+    Raises:
+        IntqError: TensorRT was asked for and is not installed, has no GPU, or was asked for a GPU
+            kind that is not at hand: it times kernels on the very GPU it builds for.
+    """
+    gpu = engine_device.gpu()
+    note = ""
+    if backend is None:
+        installed = importlib.util.find_spec("tensorrt") is not None
+        backend = "tensorrt" if installed and gpu else "tensorrt-rtx"
+        lacking = [] if gpu else ["GPU"]
+        lacking += [] if installed else ["tensorrt"]
+        if lacking:
+            note = f"no {' and no '.join(lacking)} here: built with tensorrt-rtx, another product"
+    if _backend(backend)[0] == "tensorrt_rtx":
+        target = compute_capability or (gpu.compute_capability if gpu else ANY_GPU)
+        return Target(backend=backend, compute_capability=target, note=note)
+    if importlib.util.find_spec("tensorrt") is None:
+        library(backend)
+    found = engine_device.require_gpu(f"building with {backend}, which times kernels,")
+    if compute_capability not in {None, found.compute_capability}:
+        raise IntqError(
+            f"compute capability {compute_capability}; {backend} builds for the GPU at hand, "
+            f"{found.name} ({found.compute_capability}); build there, or with --backend "
+            "tensorrt-rtx"
+        )
+    return Target(backend=backend, compute_capability=found.compute_capability, gpu=found.name)
+
+
+def version(backend: str) -> str:
+    """The version of a library, found in a child process.
+
+    Raises:
+        IntqError: It is missing.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            request = {"action": "describe", "backend": backend}
+            found = ask("onnx_intq.engine", request, Path(name), TIMEOUT)
+    except ChildError as error:
+        raise IntqError(f"{backend} {error}; expected its version; install it again") from error
+    return str(found["version"])
 
 
 def build(
     model: str | Path,
     *,
     backend: str = "tensorrt-rtx",
-    compute_capability: str = "8.6",
+    compute_capability: str = ANY_GPU,
     shapes: Mapping[str, Profile] | None = None,
+    workspace: int | None = None,
+    timing_cache: TimingCache | None = None,
     timeout: float = TIMEOUT,
 ) -> Build:
     """Build an engine for one GPU kind.
@@ -91,24 +200,48 @@ def build(
         model: An ONNX file.
         backend: A key of `BACKENDS`.
         compute_capability: The GPU kind, such as "7.5" (Turing) or "8.6" (Ampere).
-        shapes: Smallest, most common and largest shape of inputs with dynamic axes; by default
-            1, 1 and 8 for axis 0, and 64, 512 and 2048 for every other one.
+        shapes: Smallest, most common and largest shape of inputs; see `engine_profile.profiles`.
+        workspace: MiB of GPU memory that a layer may use; None for all there is.
+        timing_cache: Times to take over; None for none.
         timeout: Seconds after which to give up.
 
     Raises:
         IntqError: The file is no ONNX model, the library is missing, refuses the model or the
             shapes, crashes, or takes too long.
     """
-    found, engine = _ask("build", model, backend, compute_capability, shapes or {}, timeout)
-    layers = layers_from_text(found["layers"])
+    _backend(backend)
+    loaded = read_model(model)  # the library takes any bytes for an empty model
+    sizes = profiles(graph_from_model(loaded), shapes or {})
+    request = {
+        "action": "build",
+        "model": str(model),
+        "backend": backend,
+        "compute_capability": compute_capability,
+        "shapes": sizes,
+        "workspace": workspace,
+        "timing_cache": timing_cache is not None,
+        "pinned": timing_cache is not None and timing_cache.pinned,
+    }
+    known = {TIMING_CACHE: timing_cache.known} if timing_cache and timing_cache.known else {}
+    found, files = _ask(request, known, timeout)
+    name = f"{model}: {backend} {found['version']}"
+    for refusal in engine_refusals.refusals(loaded, found["refusals"]):
+        raise IntqError(f"{name} cannot parse {refusal}")
+    if "failure" in found:
+        reason = engine_refusals.failure(loaded, found["failure"])
+        raise IntqError(f"{name} cannot build it: {reason}")
+    layers = read_layers(found["text"])
     return Build(
-        engine=engine,
+        engine=files[ENGINE],
         seconds=found["seconds"],
         library=backend,
         version=found["version"],
         compute_capability=compute_capability,
+        shapes=sizes,
         layers=layers,
         products=products(found["products"], layers),
+        alone=alone(layers, found["quantizers"]),
+        timing_cache=files.get(TIMING_CACHE, b""),
     )
 
 
@@ -131,159 +264,71 @@ def parse(
         IntqError: The file is no ONNX model, the library is missing, crashes or takes too long.
             What the parser refuses is no error here, but in `Parse.refusals`.
     """
-    found, _ = _ask("parse", model, backend, compute_capability, {}, timeout)
+    _backend(backend)
+    loaded = read_model(model)
+    request = {
+        "action": "parse",
+        "model": str(model),
+        "backend": backend,
+        "compute_capability": compute_capability,
+    }
+    found, _ = _ask(request, {}, timeout)
     return Parse(
         library=backend,
         version=found["version"],
         layers=found["layers"],
-        refusals=tuple((node, why) for node, why in found["refusals"]),
+        refusals=engine_refusals.refusals(loaded, found["refusals"]),
     )
 
 
+def open_session(
+    engine: bytes, backend: str, *, name: str, metadata: Mapping[str, str]
+) -> EngineSession:
+    """Load an engine onto the GPU; `engine_file.load_session` does so with a file.
+
+    Raises:
+        IntqError: There is no GPU, the library is missing or refuses the engine.
+    """
+    engine_device.require_gpu(f"{name}: running an engine")
+    trt = library(backend)
+    device = engine_device.Device()
+    return EngineSession(trt, engine, device, name=name, metadata=metadata)
+
+
+def _backend(name: str) -> tuple[str, str]:
+    if name not in BACKENDS:
+        raise IntqError(f"unknown backend {name!r}; expected one of: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
 def _ask(
-    action: str,
-    model: str | Path,
-    backend: str,
-    compute_capability: str,
-    shapes: Mapping[str, Profile],
-    timeout: float,
-) -> tuple[dict[str, Any], bytes]:
-    """Have a child do `action`; return its answer and the engine, if any."""
-    if backend not in BACKENDS:
-        raise IntqError(f"unknown backend {backend!r}; expected one of: {', '.join(BACKENDS)}")
-    read_model(model)  # the library takes any bytes for an empty model
-    request = {
-        "action": action,
-        "model": str(model),
-        "backend": backend,
-        "compute_capability": compute_capability,
-        "shapes": {name: [list(s) for s in profile] for name, profile in shapes.items()},
-    }
+    request: Mapping[str, Any], files: Mapping[str, bytes], timeout: float
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Have a child do what `request` says; return its answer and the files it left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
         try:
             found = ask("onnx_intq.engine", request, folder, timeout)
         except ChildError as error:
             raise IntqError(
-                f"{model}: {backend} {error}; expected an answer to {action}; look for the cause "
-                "with: onnx-intq check --target tensorrt"
+                f"{request['model']}: {request['backend']} {error}; expected an answer to "
+                f"{request['action']}; look for the cause with: onnx-intq check --target tensorrt"
             ) from error
         except IntqError as error:
-            raise IntqError(f"{model}: {error}") from error
-        engine = folder / ENGINE
-        return found, engine.read_bytes() if engine.is_file() else b""
+            raise IntqError(f"{request['model']}: {error}") from error
+        left = [folder / file for file in (ENGINE, TIMING_CACHE)]
+        return found, {file.name: file.read_bytes() for file in left if file.is_file()}
 
 
 def answer(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The child's work: parse; to build, leave the file `ENGINE` in `folder`.
+    """The child's work: see `engine_build.answer`.
 
     Raises:
-        IntqError: The library is missing, or refuses the model, the shapes or the GPU kind.
+        IntqError: The library is missing, or refuses the GPU kind, the shapes or the timing cache.
     """
-    trt = _library(request["backend"])
-    log = _logger(trt)
-    builder = trt.Builder(log)
-    config = _config(trt, builder, request)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, log)  # owns the weights: to be kept until the engine is built
-    parser.set_builder_config(config)
-    parsed = parser.parse_from_file(request["model"])
-    errors = [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]
-    refusals = [] if parsed else errors or [("", log.first_error)]
-    if request["action"] == "parse":
-        return {"version": trt.__version__, "layers": network.num_layers, "refusals": refusals}
-    name = f"{request['backend']} {trt.__version__}"
-    for node, why in refusals:
-        raise IntqError(f"{name} cannot parse node {node!r}: {why}; change or remove it")
-    _add_profile(builder, config, network, request["shapes"])
-    start = time.perf_counter()
-    engine = builder.build_serialized_network(network, config)
-    seconds = time.perf_counter() - start
-    if engine is None:
-        raise IntqError(f"{name} cannot build it: {log.first_error}")
-    (folder / ENGINE).write_bytes(engine)
-    return {
-        "version": trt.__version__,
-        "seconds": seconds,
-        "layers": log.layers,
-        "products": _weighted(network),
-    }
-
-
-def _library(backend: str) -> ModuleType:
-    module, extra = BACKENDS[backend]
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise IntqError(
-            f"cannot import {module} ({first_line(error)}); parsing and building with {backend} "
-            f"needs it; run: pip install 'onnx_intq[{extra}]'"
-        ) from error
-
-
-def _logger(trt: Any) -> Any:
-    """A logger that keeps the first error and the text about the engine's layers."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time alone
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.first_error = "it gives no reason"
-            self.layers = ""
-            self._failed = False
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR and not self._failed:
-                self.first_error, self._failed = _one_line(message), True
-            elif message.startswith("Layers:"):
-                self.layers = message
-
-    return Log()
-
-
-def _config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or it tells no layers
-    wanted = request["compute_capability"]
-    known = {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in trt.ComputeCapability.__members__.items()
-        if name[2:].isdigit()
-    }
-    if wanted not in known:
-        raise IntqError(
-            f"compute capability {wanted!r}; {request['backend']} {trt.__version__} builds for "
-            f"{', '.join(sorted(known, key=float))}; change --compute-capability"
-        )
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(known[wanted], 0)
-    return config
-
-
-def _add_profile(builder: Any, config: Any, network: Any, shapes: Mapping[str, Any]) -> None:
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    if unknown := set(shapes) - {t.name for t in inputs}:
-        names = ", ".join(t.name for t in inputs)
-        raise IntqError(f"shapes given for {min(unknown)!r}; expected for one of: {names}")
-    sizes = builder.create_optimization_profile()
-    for tensor in inputs:
-        found = profile(tensor.name, tuple(tensor.shape), shapes.get(tensor.name))
-        sizes.set_shape(tensor.name, *map(tuple, found))
-    config.add_optimization_profile(sizes)
-
-
-def _weighted(network: Any) -> list[tuple[str, str]]:
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    return [(t.name, WEIGHTED[t.type.name]) for t in layers if t.type.name in WEIGHTED]
-
-
-def _refusal(error: Any) -> tuple[str, str]:
-    unnamed = f"{error.node_operator()} number {error.node()}"
-    return error.node_name() or unnamed, _one_line(error.desc())
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
+    return engine_build.answer(library(request["backend"]), request, folder)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def evaluate(
     """Transcribe a manifest with `model`, and with the float model `against`, and count errors.
 
     Args:
-        model: A float, QDQ or integer-only CTC model.
+        model: A float, QDQ or integer-only CTC model, or an engine file.
         manifest: Utterances with transcripts.
         against: A float model with the same front end and labels.
         frontend: In place of what `model` records.

@@ -46,7 +46,11 @@ def load(path: str | Path) -> gs.Graph:
     Raises:
         IntqError: The file or its external weights are missing, or it is not valid ONNX.
     """
-    return graph_from_model(read_model(path))
+    model = read_model(path)
+    try:
+        return graph_from_model(model)
+    except IntqError as error:
+        raise IntqError(f"{path}: {error}") from error
 
 
 def read_model(path: str | Path) -> onnx.ModelProto:
@@ -79,10 +83,21 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
     """Import a ModelProto: `Constant` nodes become initializers, nodes named, shapes inferred.
 
     Functions of the model's own are written out where they are called.
+
+    Raises:
+        IntqError: Shapes cannot be inferred: a function uses operators of a domain that the model
+            does not import.
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    model = _refill(onnx.shape_inference.infer_shapes(bare_model(model)), model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare_model(model))
+    except onnx.shape_inference.InferenceError as error:
+        raise IntqError(
+            f"shapes cannot be inferred ({first_line(error)}); expected a model that imports the "
+            "domains of all its operators; export it again"
+        ) from error
+    model = _refill(inferred, model)
     graph = gs.import_onnx(model)
     graph.intq_metadata = {p.key: p.value for p in model.metadata_props}
     for number, sub in enumerate(subgraphs(graph)):
@@ -93,7 +108,7 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
 
 def model_from_graph(graph: gs.Graph) -> onnx.ModelProto:
     """Export to a ModelProto with an explicit IR version and the graph's metadata."""
-    _sort(graph)
+    sort(graph)
     model: onnx.ModelProto = gs.export_onnx(graph)
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(MAX_IR, max(needed, graph.ir_version or 0, 8))
@@ -317,7 +332,7 @@ def _refill(bare: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def _sort(graph: gs.Graph) -> None:
+def sort(graph: gs.Graph) -> None:
     """Put every node behind those it reads from, bodies included, and else keep the order."""
     for sub in subgraphs(graph):
         own, seen, ordered = {id(node) for node in sub.nodes}, set[int](), list[gs.Node]()

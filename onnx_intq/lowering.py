@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnx_intq.composites import arguments
 from onnx_intq.graph import Names, constant, producer, remove, replace_uses, sole_consumer
 from onnx_intq.grid import Grid
 from onnx_intq.placement import FUSED, is_bias
 from onnx_intq.qdq import DEQUANTIZE, QUANTIZE, dequantizer, has_input
 from onnx_intq.trace import Builder
 from onnx_intq.transform import Context, IntqError
-from onnx_intq.value import Value
+from onnx_intq.value import TARGETS, Value
 
 Float64 = npt.NDArray[np.float64]
 
@@ -150,6 +151,7 @@ def lower(
     *,
     where: Wanted | None = None,
     optional: bool = False,
+    target: str = "integer",
 ) -> int:
     """Rewrite every place whose operator is one of `ops`; return how many were.
 
@@ -162,10 +164,18 @@ def lower(
         emit: Emits the nodes of one place.
         where: Tells which of their nodes are meant; all by default.
         optional: Another pass can rewrite what is left: it is noted by `ctx.skip`.
+        target: "integer"; or "tensorrt", where other nodes than islands stay float.
+
+    Raises:
+        IntqError: Unknown target.
     """
-    builder, count = Builder(model, Names(model), {}), 0
-    note = ctx.skip if optional else ctx.remain
-    meant = [n for n in model.nodes if n.op in ops and is_float(n)]
+    if target not in TARGETS:
+        raise IntqError(f"target {target!r}; expected one of: {', '.join(TARGETS)}")
+    builder, count = Builder(model, Names(model), {}, target=target), 0
+    note = ctx.skip if optional or target == "tensorrt" else ctx.remain
+    meant = [n for n in model.nodes if n.op in ops and is_float(n) and not _is_fused(model, n)]
+    if target == "tensorrt":
+        meant = [n for n in meant if is_island(model, n)]
     for node in [n for n in meant if where is None or where(n)]:
         before = len(model.nodes)
         builder.name = node.name
@@ -189,6 +199,14 @@ def is_float(node: gs.Node) -> bool:
     if node.op in {QUANTIZE, DEQUANTIZE}:
         return False
     return any(t.dtype == np.float32 for t in (*node.outputs, *node.inputs) if not t.is_empty())
+
+
+def is_island(model: gs.Graph, node: gs.Node) -> bool:
+    """Whether all that a function computes with is quantized, and its result, once."""
+    reader = sole_consumer(model, fused(model, node)[-1].outputs[0])
+    computed = [t for t in arguments(node) if not t.is_empty() and constant_values(t) is None]
+    quantized = all(operand(t) is not None for t in computed)
+    return quantized and reader is not None and reader.op == QUANTIZE
 
 
 def find(model: gs.Graph, node: gs.Node, index: int = 0) -> Site:
@@ -278,6 +296,12 @@ def readers(tensor: gs.Tensor, through: Collection[str]) -> Iterator[gs.Node]:
                 yield from readers(output, through)
         else:
             yield node
+
+
+def _is_fused(model: gs.Graph, node: gs.Node) -> bool:
+    """Whether `node` is the bias Add or the activation of an operator, and goes with it."""
+    makers = [m for t in node.inputs if (m := producer(t)) is not None and is_float(m)]
+    return any(node is other for maker in makers for other in fused(model, maker)[1:])
 
 
 def _read(model: gs.Graph, node: gs.Node) -> list[int]:

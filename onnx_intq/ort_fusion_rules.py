@@ -153,7 +153,7 @@ def _bounds(activation: gs.Node) -> tuple[float, float]:
 
 
 RULES: tuple[Rule, ...] = (
-    ("one-sided", quantized_on_one_side),
-    ("unfused", unfused),
-    ("bias", bias_scale),
+    Rule("one-sided", quantized_on_one_side),
+    Rule("unfused", unfused),
+    Rule("bias", bias_scale),
 )

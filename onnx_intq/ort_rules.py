@@ -54,8 +54,8 @@ def quantized(graph: gs.Graph) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    ("quantized", quantized),
-    ("ir-version", ir_version),
-    ("opset", opset),
-    ("type-opset", type_opset),
+    Rule("quantized", quantized),
+    Rule("ir-version", ir_version),
+    Rule("opset", opset),
+    Rule("type-opset", type_opset),
 )

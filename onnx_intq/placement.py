@@ -7,7 +7,7 @@ that amplify rounding errors, and sums that a LayerNormalization reads stay floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -107,6 +107,20 @@ def is_bias(node: gs.Node) -> bool:
     return any(m is not None and m.op == "MatMul" for m in makers)
 
 
+def computer(tensor: gs.Tensor, moves: Collection[str] = SAME_GRID) -> gs.Node | None:
+    """The node that computes a tensor's values, before they are moved, biased and activated.
+
+    Args:
+        tensor: Float.
+        moves: Operators that count as moving values.
+    """
+    maker = producer(tensor)
+    while maker is not None and (maker.op in moves or maker.op in FUSED or is_bias(maker)):
+        computed = (t for t in maker.inputs if not isinstance(t, gs.Constant))
+        maker = producer(next(computed, maker.inputs[0]))
+    return maker
+
+
 class _Rules:
     """What a graph's rules need to know of the whole graph.
 
@@ -172,7 +186,7 @@ class _Rules:
             return "a residual sum that a LayerNormalization reads; int8 would lose it"
         if self.stays_float(node):
             return "its sum reaches an operator that amplifies rounding errors"
-        if not all(id(_computer(t)) in self.quantized for t in node.inputs):
+        if not all(id(computer(t)) in self.quantized for t in node.inputs):
             return "one of its inputs is made by an operator that stays float"
         return ""
 
@@ -216,15 +230,6 @@ def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
             yield from _readers(node.outputs[0])
         else:
             yield node
-
-
-def _computer(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that computes a tensor's values, before they are moved, biased and activated."""
-    maker = producer(tensor)
-    while maker is not None and (maker.op in SAME_GRID | FUSED or is_bias(maker)):
-        computed = (t for t in maker.inputs if not isinstance(t, gs.Constant))
-        maker = producer(next(computed, maker.inputs[0]))
-    return maker
 
 
 def _sensitive_tensors(graph: gs.Graph) -> set[int]:

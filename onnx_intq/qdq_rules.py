@@ -1,11 +1,9 @@
-"""Rules for Q/DQ models that every target has: scales, axes, operators quantized on one side only.
-
-A rule is a name and a function that yields a finding for every node that breaks it.
-"""
+"""Rules for Q/DQ models that every target has: scales, axes, one-sided products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -25,9 +23,25 @@ from onnx_intq.qdq import (
 
 Finding = tuple[str, str]
 """(node name, message)."""
-Rule = tuple[str, Callable[[gs.Graph], Iterable[Finding]]]
 PER_CHANNEL_OPSET = 13
 """The opset that brought QuantizeLinear's axis."""
+PARSER, BUILDER = "parser", "builder"
+"""The parts of TensorRT that refuse models."""
+
+
+class Rule(NamedTuple):
+    """What a model must keep.
+
+    Attributes:
+        name: Its name.
+        find: Yields a finding for every node that breaks it.
+        refused_by: The part of TensorRT-RTX that refuses what breaks it, too; "" where only the
+            documents say so, or where such a model is built, but slower or wrong.
+    """
+
+    name: str
+    find: Callable[[gs.Graph], Iterable[Finding]]
+    refused_by: str = ""
 
 
 def finding(node: gs.Node, found: str, expected: str, advice: str) -> Finding:
@@ -134,9 +148,9 @@ def _channel_axis(node: gs.Node, index: int, rank: int) -> int | None:
 
 
 RULES: tuple[Rule, ...] = (
-    ("scale", positive_scale),
-    ("per-channel-activation", per_channel_activation),
-    ("weight-axis", weight_axis),
-    ("per-channel-opset", per_channel_opset),
+    Rule("scale", positive_scale, PARSER),
+    Rule("per-channel-activation", per_channel_activation),
+    Rule("weight-axis", weight_axis),
+    Rule("per-channel-opset", per_channel_opset),
 )
 """For every target; `half_quantized` has exceptions of each target's own."""

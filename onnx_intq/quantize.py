@@ -31,6 +31,7 @@ from onnx_intq.registry import parse, render
 from onnx_intq.source import Bar, Source
 from onnx_intq.summary import (
     COMPUTING,
+    INTEGER,
     Summary,
     describe_float,
     describe_nothing,
@@ -209,7 +210,7 @@ def require_float(graph: gs.Graph) -> None:
     """
     require_float32(graph)
     for node in graph.nodes:
-        if node.op in {"QuantizeLinear", "DequantizeLinear"} or node.op.startswith("QLinear"):
+        if node.op in {*QDQ, *INTEGER} or node.op.startswith("QLinear"):
             raise IntqError(
                 f"{node.op} {node.name!r}: the model is quantized already; "
                 "expected a float model; start from the file it was made of"
@@ -242,7 +243,8 @@ def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
     Raises:
         IntqError: With the pattern, and a name that would match.
     """
-    names = [n.name for sub in subgraphs(graph) for n in sub.nodes if n.op in COMPUTING]
+    ops = COMPUTING.union(*(getattr(spec, "operators", ()) for spec in passes))
+    names = [n.name for sub in subgraphs(graph) for n in sub.nodes if n.op in ops]
     for spec in passes:
         chosen = [p for field in ("keep", "wide") for p in getattr(spec, field, ())]
         chosen += [pattern for pattern, _ in getattr(spec, "overrides", ())]
@@ -270,7 +272,7 @@ def _prove(graph: gs.Graph, reports: Sequence[Report], *, allow_float: bool) -> 
     if findings and not allow_float:
         found = findings[0]
         raise CheckFailed(
-            f"node {found.node!r}, tensor {found.tensor!r}: {found.why}; expected integers alone; "
+            f"node {found.node!r}, tensor {found.tensor!r}: {found.why}; "
             "let it stay float with --allow-float"
         )
     return tuple(f"{finding.node}: {finding.why}" for finding in findings)

@@ -1,10 +1,14 @@
-"""Runs a model that takes and gives integers (`--io int8`) as if it took and gave real values."""
+"""Runs a model that takes and gives integers (`--io int8`) as if it took and gave real values.
+
+ONNX models run on onnxruntime, engine files (.engine) on the GPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +17,9 @@ from onnx_intq.feeds import Batch
 from onnx_intq.grid import dequantize, quantize
 from onnx_intq.lowering import GRIDS, recorded_grids
 from onnx_intq.runtime import Model, Session
+
+if TYPE_CHECKING:
+    from onnx_intq.engine_session import EngineSession
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -30,11 +37,15 @@ class RealSession:
     def __init__(self, model: Model, *, threads: int | None = None) -> None:
         """Load the model.
 
+        Args:
+            model: ONNX, or the path of an engine; its sidecar says what the model recorded.
+            threads: As for `Session`; without effect on an engine.
+
         Raises:
-            IntqError: As for `Session`.
+            IntqError: As for `Session` and, of engines, for `engine_file.load_session`.
         """
-        self._session = Session(model, threads=threads)
-        self.metadata = self._session.metadata
+        self._session = _open(model, threads)
+        self.metadata = dict(self._session.metadata)
         self._grids = recorded_grids(self.metadata)
         float32 = np.dtype(np.float32)
         self.inputs = tuple(
@@ -64,3 +75,13 @@ class RealSession:
             return values
         _, scale, zero_point = self._grids[name]
         return dequantize(values, np.float32(scale), zero_point)
+
+
+def _open(model: Model, threads: int | None) -> Session | EngineSession:
+    if isinstance(model, str | Path):
+        from onnx_intq.engine import SUFFIX
+        from onnx_intq.engine_file import load_session
+
+        if Path(model).suffix == SUFFIX:
+            return load_session(Path(model))[0]
+    return Session(model, threads=threads)

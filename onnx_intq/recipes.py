@@ -17,6 +17,8 @@ COMPLETE = "complete_qdq({cpu})"
 """Every float result on a grid: before the weights, whose scales depend on the grids."""
 FUSE = "fuse_layer_norm, fuse_nonlinear"
 """Composite operators become one node each, before grids would part them."""
+FUSE_ISLANDS = "fuse_nonlinear"
+"""The same for what is an island of integers between Q/DQ pairs."""
 LOWER = (
     "integerize_attention({mode}, {cpu})",
     "integerize_conv",
@@ -34,6 +36,8 @@ LOWER = (
     "integerize_move",
 )
 """The operators' families, in any order but that composites come before their parts."""
+FLOAT = "float"
+"""In place of a mode: nonlinear functions are left to TensorRT."""
 
 
 def pipeline(
@@ -57,32 +61,53 @@ def pipeline(
         weight_bits: 2..8.
         activation_bits: 8 or 16.
         weight_scale: "mse" or "minmax".
-        keep: Glob patterns of nodes that stay float.
+        keep: Glob patterns of nodes that stay float; none for target "integer".
         wide: Glob patterns of nodes whose inputs get 16 bits; target "ort" only.
         overrides: (glob pattern, weight bits) pairs; the last that matches a node wins.
-        nonlinear: "poly", "paper" or "lut"; target "integer" only.
+        nonlinear: "poly", "paper" or "lut"; for target "tensorrt" also "float". Not for "ort".
         io: "float" or "int8"; target "integer" only.
         cpu: "any" or "vnni"; target "integer" only.
         quantized: The model has Q/DQ nodes already; target "integer" only.
 
     Raises:
-        IntqError: Unknown target, or 16-bit inputs of products for target integer.
+        IntqError: Unknown target; or for target integer, 16-bit inputs of products, float nodes or
+            float nonlinear functions.
     """
     if target not in TARGETS:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(TARGETS)}")
+    if target == "integer":
+        _refuse_float(keep, nonlinear, wide=activation_bits != 8 or bool(wide))
     weights = f"bits={weight_bits}, scale={weight_scale!r}, overrides={tuple(overrides)!r}"
     weights = f"quantize_weights({weights})"
-    if target == "integer" and (activation_bits != 8 or wide):
-        raise IntqError(
-            "16-bit inputs of products for target integer; expected 8 bits, which is what "
-            "ConvInteger and MatMulInteger take; leave out -a 16 and a16"
-        )
     scheme = "ort" if target == "integer" else target
     activations = f"target={scheme!r}, bits={activation_bits}, keep={tuple(keep)!r}"
     activations = f"insert_qdq({activations}, wide={tuple(wide)!r})"
-    if target != "integer":
+    if target == "ort" or (target == "tensorrt" and nonlinear == FLOAT):
         return parse(f"{PREPARE}, {activations}, {weights}")
+    if target == "tensorrt":
+        islands = f"{activations}, insert_islands(keep={tuple(keep)!r}), {weights}"
+        lowering = f"integerize_nonlinear(mode={nonlinear!r}, target={target!r})"
+        return parse(f"{PREPARE}, {FUSE_ISLANDS}, {islands}, {lowering}")
     start = f"{CLEAN}, {FUSE}" if quantized else f"{PREPARE}, {FUSE}, {activations}"
     lowering = ", ".join((COMPLETE, weights, *LOWER))
     names = lowering.format(mode=f"mode={nonlinear!r}", cpu=f"cpu={cpu!r}")
     return parse(f"{start}, {names}, integerize_boundary(io={io!r})")
+
+
+def _refuse_float(keep: Sequence[str], nonlinear: str, *, wide: bool) -> None:
+    """Refuse what target integer cannot have."""
+    if wide:
+        raise IntqError(
+            "16-bit inputs of products for target integer; expected 8 bits, which is what "
+            "ConvInteger and MatMulInteger take; leave out -a 16 and a16"
+        )
+    if keep:
+        raise IntqError(
+            f"nodes {', '.join(keep)} kept float for target integer; expected none, "
+            "for all of them become integers; leave out --override NODES=float"
+        )
+    if nonlinear == FLOAT:
+        raise IntqError(
+            "nonlinear functions left in float for target integer; expected poly, paper or lut, "
+            "for all of them become integers; leave out --nonlinear float"
+        )

@@ -26,7 +26,8 @@ class Summary:
     Attributes:
         quantized: Operator type -> nodes that run on integers.
         left: (node, reason) for quantizable nodes that stay float.
-        remaining: (node, reason) for BatchNorms that could not be folded.
+        remaining: (node, reason) for BatchNorms that could not be folded, and for operators without
+            integer form.
         bytes_before, bytes_after: File sizes.
         drift: Of the outputs on small random feeds.
         integer_only: For target integer, what keeps the model from being integer-only: nothing, if

@@ -95,12 +95,12 @@ def quantized_output(graph: gs.Graph) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    ("one-sided", quantized_on_one_side),
-    ("split-fusion", split_fusion),
-    ("batch-norm", unfolded_bn),
-    ("concat-scales", concat_scales),
-    ("both-sides", quantized_on_both_sides),
-    ("residual", quantized_residual),
-    ("front-end", quantized_front_end),
-    ("output", quantized_output),
+    Rule("one-sided", quantized_on_one_side),
+    Rule("split-fusion", split_fusion),
+    Rule("batch-norm", unfolded_bn),
+    Rule("concat-scales", concat_scales),
+    Rule("both-sides", quantized_on_both_sides),
+    Rule("residual", quantized_residual),
+    Rule("front-end", quantized_front_end),
+    Rule("output", quantized_output),
 )

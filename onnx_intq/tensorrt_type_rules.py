@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
+from onnx_intq.graph import subgraphs
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.qdq import (
     DEQUANTIZE,
     QDQ,
     QUANTIZE,
+    dequantizer,
     has_input,
     holds_weight,
     integer_type,
@@ -24,10 +26,13 @@ from onnx_intq.qdq import (
     type_name,
     zero_point,
 )
-from onnx_intq.qdq_rules import Finding, Rule, finding
+from onnx_intq.qdq_rules import BUILDER, PARSER, Finding, Rule, finding
 
 REQUANTIZE = "quantize the float model again with --target tensorrt"
+RUN_TIME = "run the pass fold_constants, or quantize statically"
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 TYPES = {"int2", "int16", "uint2", "uint4", "uint16", "uint32", "uint64"}
+TYPES |= {"float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz"}
 """Types no TensorRT tensor can have."""
 INTEGER_REFUSED = WEIGHTED | {"Relu"}
 """Operators that take no integers."""
@@ -83,16 +88,20 @@ OPERATORS = {
 
 
 def nonzero_zero_point(graph: gs.Graph) -> Iterator[Finding]:
-    """Zero points are the constant 0."""
+    """Zero points are 0."""
     for node in nodes(graph, *QDQ):
-        if not has_input(node, 2) or repeats(node):
-            continue
         values = zero_point(node)
-        if not isinstance(node.inputs[2], gs.Constant):
-            yield finding(node, "a zero point computed at run time", "the constant 0", REQUANTIZE)
-        elif values is not None and values.any():
+        if values is not None and values.any() and not repeats(node):
             found = f"zero point {values[values != 0][0]}"
             yield finding(node, found, "0 (symmetric quantization)", REQUANTIZE)
+
+
+def run_time_zero_point(graph: gs.Graph) -> Iterator[Finding]:
+    """Zero points are constants."""
+    for node in nodes(graph, *QDQ):
+        if has_input(node, 2) and not isinstance(node.inputs[2], gs.Constant) and not repeats(node):
+            found = f"zero point {node.inputs[2].name!r} computed at run time"
+            yield finding(node, found, "the constant 0", RUN_TIME)
 
 
 def unsigned(graph: gs.Graph) -> Iterator[Finding]:
@@ -103,10 +112,12 @@ def unsigned(graph: gs.Graph) -> Iterator[Finding]:
 
 
 def missing_zero_point(graph: gs.Graph) -> Iterator[Finding]:
-    """Every Q and DQ node names its type by a zero point: without, ONNX has it uint8."""
+    """Every Q and DQ node names its type by a zero point: without, ONNX quantizes to uint8."""
     for node in nodes(graph, *QDQ):
         if not has_input(node, 2) and integer_type(node) != "int32" and not repeats(node):
-            found = "no zero point, by which ONNX means uint8 and TensorRT int8"
+            unclear = integer_type(node) == "uint8"
+            reading = ", by which ONNX means uint8 and TensorRT int8" if unclear else ""
+            found = f"no zero point{reading}"
             yield finding(node, found, "an explicit int8 zero point of 0", REQUANTIZE)
 
 
@@ -122,8 +133,24 @@ def run_time_scale(graph: gs.Graph) -> Iterator[Finding]:
     for node in nodes(graph, *QDQ):
         if not isinstance(node.inputs[1], gs.Constant) and not repeats(node):
             found = f"scale {node.inputs[1].name!r} computed at run time"
-            advice = "run the pass fold_constants, or quantize statically"
-            yield finding(node, found, "a constant", advice)
+            yield finding(node, found, "a constant", RUN_TIME)
+
+
+def run_time_weight(graph: gs.Graph) -> Iterator[Finding]:
+    """The quantized weight of a convolution is a constant; TensorRT-RTX takes any."""
+    for node in nodes(graph, *CONVOLUTIONS):
+        maker = dequantizer(node.inputs[1], moved=True)
+        if maker is not None and not holds_weight(maker):
+            found = f"{node.op} with its quantized weight computed at run time"
+            yield finding(node, found, "a constant weight", "run the pass fold_constants")
+
+
+def blocks(graph: gs.Graph) -> Iterator[Finding]:
+    """Blocks of a tensor have scales of their own in 4 bits alone."""
+    for node in nodes(graph, *QDQ):
+        if node.attrs.get("block_size", 0) and not integer_type(node).endswith("int4"):
+            found = f"{integer_type(node)} with one scale per {node.attrs['block_size']} values"
+            yield finding(node, found, "one per tensor or channel", REQUANTIZE)
 
 
 def integer_constant(graph: gs.Graph) -> Iterator[Finding]:
@@ -139,13 +166,23 @@ def integer_constant(graph: gs.Graph) -> Iterator[Finding]:
 
 
 def refused_type(graph: gs.Graph) -> Iterator[Finding]:
-    """TensorRT has int8, int32, int64, and int4 for weights; no other integers to compute with."""
+    """TensorRT has int8, int32, int64, and int4 for weights; no other integers, one float8."""
     for node in nodes(graph):
         found = {type_name(t) for t in (*node.inputs, *node.outputs)}
         if node.op in QDQ:
             found.add(integer_type(node))
         for name in sorted(found & TYPES):
             yield finding(node, f"tensors of type {name}", "int8, int32 or int64", "cast them")
+
+
+def uint8_tensor(graph: gs.Graph) -> Iterator[Finding]:
+    """The type uint8 is for the inputs and outputs of a graph, and quantized tensors have int8."""
+    outputs = {id(tensor) for sub in subgraphs(graph) for tensor in sub.outputs}
+    for node in nodes(graph):
+        inside = [t for t in node.outputs if type_name(t) == "uint8" and id(t) not in outputs]
+        if node.op not in QDQ and inside:
+            found = f"{node.op} to the uint8 tensor {inside[0].name!r}"
+            yield finding(node, found, "uint8 as input or output alone", "cast it to int32")
 
 
 def int4_activation(graph: gs.Graph) -> Iterator[Finding]:
@@ -175,14 +212,18 @@ def integer_operator(graph: gs.Graph) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    ("operator", refused_operator),
-    ("type", refused_type),
-    ("integer-operator", integer_operator),
-    ("zero-point", nonzero_zero_point),
-    ("missing-zero-point", missing_zero_point),
-    ("unsigned", unsigned),
-    ("int32-bias", int32_bias),
-    ("int4-activation", int4_activation),
-    ("run-time-scale", run_time_scale),
-    ("integer-constant", integer_constant),
+    Rule("operator", refused_operator, PARSER),
+    Rule("type", refused_type, PARSER),
+    Rule("uint8", uint8_tensor, PARSER),
+    Rule("integer-operator", integer_operator, PARSER),
+    Rule("zero-point", nonzero_zero_point, PARSER),
+    Rule("missing-zero-point", missing_zero_point),
+    Rule("run-time-zero-point", run_time_zero_point, BUILDER),
+    Rule("unsigned", unsigned),
+    Rule("int32-bias", int32_bias, PARSER),
+    Rule("int4-activation", int4_activation),
+    Rule("run-time-scale", run_time_scale, BUILDER),
+    Rule("run-time-weight", run_time_weight),
+    Rule("block", blocks, PARSER),
+    Rule("integer-constant", integer_constant, BUILDER),
 )

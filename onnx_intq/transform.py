@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the command line imports this module, and must answer at on
 
 FACTS = frozenset({"bn-folded", "calibrated", "quantized", "complete", "integer"})
 """All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place;
-every float result quantized; every operator on integers, or named."""
+every float result quantized that is to be an integer; every operator on integers, or named."""
 
 
 Range = tuple[float, float]

@@ -22,6 +22,7 @@ from onnx_intq.alignment import addend_scale
 from onnx_intq.graph import Names, convert_opset
 from onnx_intq.grid import Grid, affine, symmetric
 from onnx_intq.lowering import fused
+from onnx_intq.pairs import append_pair, let_read
 from onnx_intq.placement import Plan, origin, plan
 from onnx_intq.transform import Context, Pass, PassError, Range
 
@@ -69,7 +70,7 @@ class InsertQdq(Pass):
             readers = [n for n in tensor.outputs if everyone or id(n) in quantized]
             bits = self._bits([n for n in readers if id(n) in quantized])
             dq = self._append_pair(model, tensor, ranges[name], bits, names)
-            _let_read(readers, tensor, dq)
+            let_read(readers, tensor, dq)
             if everyone and any(tensor is t for t in model.outputs):
                 model.outputs = [dq if t is tensor else t for t in model.outputs]
                 tensor.name, dq.name = names.new(f"{name}_float"), name
@@ -83,18 +84,8 @@ class InsertQdq(Pass):
         self, model: gs.Graph, tensor: gs.Tensor, limits: Range, bits: int, names: Names
     ) -> gs.Variable:
         scale, zero_point, dtype = self._scale(*limits, bits)
-        name, shape = tensor.name, tensor.shape
-        parameters = [
-            gs.Constant(names.new(f"{name}_scale"), np.asarray(scale, np.float32)),
-            gs.Constant(names.new(f"{name}_zp"), np.asarray(zero_point, dtype)),
-        ]
-        q = gs.Variable(names.new(f"{name}_q"), dtype=dtype, shape=shape)
-        dq = gs.Variable(names.new(f"{name}_dq"), dtype=np.float32, shape=shape)
-        model.nodes += [
-            gs.Node("QuantizeLinear", f"{name}_q", {}, [tensor, *parameters], [q]),
-            gs.Node("DequantizeLinear", f"{name}_dq", {}, [q, *parameters], [dq]),
-        ]
-        return dq
+        _, dequantize = append_pair(model, tensor, scale, zero_point, dtype, names)
+        return dequantize.outputs[0]
 
     def _scale(
         self, low: float, high: float, bits: int
@@ -104,13 +95,6 @@ class InsertQdq(Pass):
             return *symmetric(low, high, grid), grid.dtype
         grid = Grid(bits, signed=False)
         return *affine(low, high, grid), grid.dtype
-
-
-def _let_read(readers: list[gs.Node], tensor: gs.Tensor, dq: gs.Tensor) -> None:
-    for reader in readers:
-        for index, value in enumerate(reader.inputs):
-            if value is tensor:
-                reader.inputs[index] = dq
 
 
 def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> None:

@@ -3,7 +3,7 @@
 Before: pairs `DequantizeLinear(a) -> QuantizeLinear(b)` with different grids inside the graph.
 After: integer requantisation in their place; pairs with one grid go. With io = 'int8' the boundary
 nodes go, too: the model then takes and gives the integers themselves, and the metadata
-(`onnx_intq.grids`) tells their scales and zero points.
+(`onnx_intq.grids`) tells their scales and zero points. Operators that are still float are named.
 Condition: scales and zero points are constant, one per tensor.
 Law: with io = 'float' the outputs do not change but for the rounding half up of requantisation.
 """
@@ -20,7 +20,14 @@ import onnx_graphsurgeon as gs
 from onnx_intq import qdq
 from onnx_intq.graph import Names, metadata, producer, remove, replace_uses
 from onnx_intq.grid import dyadic, requantize
-from onnx_intq.lowering import GRIDS_KEY, Operand, operand, parameters, recorded_grids
+from onnx_intq.lowering import (
+    GRIDS_KEY,
+    Operand,
+    is_float,
+    operand,
+    parameters,
+    recorded_grids,
+)
 from onnx_intq.trace import Builder
 from onnx_intq.transform import Context, Pass, PassError
 
@@ -49,6 +56,10 @@ class IntegerizeBoundary(Pass):
         if self.io == "int8":
             count += _open_inputs(model) + _open_outputs(model)
         _forget(model)
+        known = {name for name, _ in ctx.remaining}
+        for node in model.nodes:
+            if is_float(node) and node.name not in known:
+                ctx.remain(node, f"no pass makes integers of {node.op}")
         return count
 
 

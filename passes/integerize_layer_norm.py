@@ -30,9 +30,11 @@ class IntegerizeLayerNorm(Pass):
 
     Attributes:
         mode: "poly", or "paper": without epsilon, mean and root rounded; "lut" is "poly".
+        target: As for `integerize_nonlinear`.
     """
 
     mode: str = "poly"
+    target: str = "integer"
 
     needs: ClassVar[frozenset[str]] = frozenset({"complete"})
     exact: ClassVar[bool] = False
@@ -44,7 +46,7 @@ class IntegerizeLayerNorm(Pass):
         def emit(site: Site, builder: Builder) -> Value:
             return _emit(site, builder, mode)
 
-        return lower(model, ctx, {"LayerNormalization"}, emit)
+        return lower(model, ctx, {"LayerNormalization"}, emit, target=self.target)
 
 
 def _emit(site: Site, builder: Builder, mode: Mode) -> Value:

@@ -28,9 +28,11 @@ class IntegerizeSoftmax(Pass):
 
     Attributes:
         mode: "poly", "paper" or "lut"; for 16-bit inputs, "lut" is "poly".
+        target: As for `integerize_nonlinear`.
     """
 
     mode: str = "poly"
+    target: str = "integer"
 
     needs: ClassVar[frozenset[str]] = frozenset({"complete"})
     exact: ClassVar[bool] = False
@@ -42,7 +44,7 @@ class IntegerizeSoftmax(Pass):
         def emit(site: Site, builder: Builder) -> Value:
             return _emit(site, builder, mode)
 
-        return lower(model, ctx, {"Softmax", "LogSoftmax"}, emit)
+        return lower(model, ctx, {"Softmax", "LogSoftmax"}, emit, target=self.target)
 
 
 def _emit(site: Site, builder: Builder, mode: Mode) -> Value:

@@ -6,7 +6,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from onnx_intq import registry
-from onnx_intq.check import RULES, Problem, check
+from onnx_intq.check import RULES, Problem, check, refused, warn
+from onnx_intq.engine import Parse
+from onnx_intq.engine_refusals import Refusal
 from onnx_intq.graph import graph_from_model, load, save
 from onnx_intq.models.export import export_named
 from onnx_intq.runtime import optimized_ops
@@ -52,12 +54,44 @@ def test_a_problem_names_node_rule_and_what_to_do() -> None:
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(IntqError, match="unknown target 'tpu'; expected one of: ort, tensorrt"):
         check(gs.Graph(), "tpu")
+    with pytest.raises(IntqError, match="unknown target 'tpu'; expected one of: ort, tensorrt"):
+        warn(gs.Graph(), "tpu")
 
 
 @pytest.mark.parametrize("target", RULES)
 def test_every_rule_has_a_name_of_its_own(target: str) -> None:
-    names = Counter(name for name, _ in RULES[target])
+    names = Counter(rule.name for rule in RULES[target])
     assert max(names.values()) == 1
+
+
+def test_what_the_parser_refuses_is_a_problem_of_its_own() -> None:
+    assert refused(None) == []
+    refusals = [
+        Refusal(node=node, operator="Swoosh", reason="Swoosh is unknown", advice="remove it")
+        for node in ("swoosh", "")
+    ]
+    found = Parse(library="tensorrt-rtx", version="1.7", layers=3, refusals=tuple(refusals))
+    message = "Swoosh is unknown; expected what the parser of tensorrt-rtx takes; remove it"
+    assert refused(found) == [
+        Problem(node="swoosh", rule="parser", message=message),
+        Problem(node="model", rule="parser", message=message),
+    ]
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_our_own_digits_break_no_rule_of_tensorrt(tmp_path: Path, lengths: bool) -> None:
+    export_named("digits", tmp_path / "float.onnx", lengths=lengths)
+    save(quantized(tmp_path / "float.onnx", "tensorrt"), tmp_path / "q.onnx")
+    graph = load(tmp_path / "q.onnx")
+    assert check(graph, "tensorrt") == warn(graph, "tensorrt") == []
+
+
+@pytest.mark.slow
+def test_our_own_masked_quartznet_breaks_no_rule_of_tensorrt(assets: Path, tmp_path: Path) -> None:
+    export_named(str(assets / "quartznet15x5.nemo"), tmp_path / "float.onnx", lengths=True)
+    save(quantized(tmp_path / "float.onnx", "tensorrt"), tmp_path / "q.onnx")
+    graph = load(tmp_path / "q.onnx")
+    assert check(graph, "tensorrt") == warn(graph, "tensorrt") == []
 
 
 @pytest.mark.slow
@@ -70,7 +104,7 @@ def test_our_own_quartznet_breaks_no_rule_of_its_target(assets: Path, tmp_path: 
         graph = quantized(exported, target)
         save(graph, tmp_path / "q.onnx")
         graph = load(tmp_path / "q.onnx")
-        assert check(graph, target) == []
+        assert check(graph, target) == warn(graph, target) == []
         found = Counter(problem.rule for problem in check(graph, other))
         ops = optimized_ops(tmp_path / "q.onnx")
         if target == "ort":
@@ -79,6 +113,7 @@ def test_our_own_quartznet_breaks_no_rule_of_its_target(assets: Path, tmp_path: 
                 "unsigned": 187,
                 "int32-bias": 94,
                 "residual": 15,
+                "missing-zero-point": 171,
             }
             assert ops["QLinearConv"] == 171
         else:

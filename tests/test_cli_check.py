@@ -1,9 +1,12 @@
-"""`check --integer-only` from the command line; `--target` is tested with the other commands."""
+"""`check --integer-only` and `--parser` from the command line; `--target` mostly in test_cli."""
 
 import json
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -100,3 +103,87 @@ def test_bad_input_exits_2(there: Path, command: Command) -> None:
         code, out, err = command("check", name, "--integer-only")
         assert (code, out) == (2, "")
         assert err.startswith("error: ")
+
+
+QDQ = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 16, n] x) => (float[1, 16, n] y) <float s = {0.1}, int8 z = {0}> {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        y = Relu(d)
+    }"""
+needs_library = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install 'onnx_intq[rtx]'"
+)
+ASK = ("check", "qdq.onnx", "--target", "tensorrt", "--parser")
+
+
+@pytest.fixture
+def qdq(there: Path) -> Path:
+    """The file qdq.onnx, ready for TensorRT, in the current folder."""
+    onnx.save(onnx.parser.parse_model(QDQ), "qdq.onnx")
+    return there
+
+
+@needs_library
+def test_nvidias_parser_is_asked(qdq: Path, command: Command) -> None:
+    code, out, err = command(*ASK)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        r"ready for tensorrt: no problem found\nparser: tensorrt-rtx [\d.]+ takes it, \d+ layers\n",
+        out,
+    )
+    code, out, _ = command(*ASK, "--integer-only", "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found.keys() == {"target", "problems", "warnings", "parser", "integer_only"}
+    assert found["parser"]["refusals"] == 0
+
+
+@needs_library
+def test_what_nvidias_parser_refuses_names_our_node(qdq: Path, command: Command) -> None:
+    onnx.save(onnx.parser.parse_model(QDQ.replace("z = {0}", "z = {3}")), "qdq.onnx")
+    code, out, err = command(*ASK, "--json")
+    assert (code, err) == (1, "error: 2 problems for target tensorrt\n")
+    by_rule = {problem["rule"]: problem for problem in json.loads(out)["problems"]}
+    assert by_rule.keys() == {"zero-point", "parser"}
+    assert {problem["node"] for problem in by_rule.values()} == {"QuantizeLinear_0"}
+    assert "rule zero-point" in by_rule["parser"]["message"]
+    _, out, _ = command(*ASK)
+    assert "parser: 1, zero-point: 1\n" in out
+    assert out.endswith("refuses it\n")
+
+
+def test_a_missing_library_is_named_in_one_line(
+    qdq: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (qdq / "stub").mkdir()
+    (qdq / "stub" / "tensorrt_rtx.py").write_text("raise ImportError('not installed')")
+    monkeypatch.syspath_prepend(str(qdq / "stub"))
+    code, out, err = command(*ASK)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.endswith("; run: pip install 'onnx_intq[rtx]'\n")
+
+
+@pytest.mark.parametrize("target", [(), ("--target", "ort")])
+def test_the_parser_is_for_tensorrt_alone(
+    there: Path, command: Command, target: tuple[str, ...]
+) -> None:
+    code, out, err = command("check", "good.onnx", "--integer-only", "--parser", *target)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: --parser reads models for TensorRT; expected --target tensorrt; add it\n"
+    )
+
+
+def test_warnings_are_told_and_pass(qdq: Path, command: Command) -> None:
+    product = "v = DequantizeLinear(w, s, z) y = Conv(d, v)"
+    text = QDQ.replace("16, n", "12, n").replace("y = Relu(d)", product)
+    proto = onnx.parser.parse_model(text)
+    weight = np.ones((12, 12, 1), np.int8)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, "small.onnx")
+    code, out, err = command("check", "small.onnx", "--target", "tensorrt")
+    assert (code, err) == (0, "")
+    assert out.startswith("ready for tensorrt: no problem found\n1 warnings for tensorrt\n")
+    assert out.endswith("small-convolution: 1\n")

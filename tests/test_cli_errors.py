@@ -35,6 +35,9 @@ SCAN = """<int64[1] lengths = {4}> {
         y = Scan<num_scan_inputs = 1, body = b (float[t] i) => (float[t] o) { o = Relu(i) }>
             (lengths, h)
     }"""
+FUNCTION = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+    g (float[4] x) => (float[4] y) { y = f.twice(x) }
+    <domain: "f", opset_import: ["" : 17, "own" : 1]> twice (a) => (b) { b = own.Double(a) }"""
 CONDITIONAL = """g (float[batch, 4, time] x) => (float[batch, 4, time] y)
     <bool yes = {1}> {
         y = If(yes) <
@@ -70,6 +73,7 @@ def there(tiny: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(half, "half.onnx")
     onnx.save(model(SIGNATURE + "{ h = Conv(x, w) y = ATen(h) }", opset=17), "operator.onnx")
     onnx.save(model(SIGNATURE + SCAN, opset=8), "old.onnx")
+    onnx.save(onnx.parser.parse_model(FUNCTION), "function.onnx")
     rankless = model(SIGNATURE + BODIES["no_bn"])
     rankless.graph.input[0].type.tensor_type.ClearField("shape")
     onnx.save(rankless, "rankless.onnx")
@@ -133,6 +137,8 @@ FILES = [
     ("bench m.onnx junk.onnx", "junk.onnx: not an ONNX model"),
     ("evaluate junk.onnx --manifest speech/manifest.json", "junk.onnx: onnxruntime cannot load it"),
     ("evaluate nowhere.onnx --manifest speech/manifest.json", "nowhere.onnx: no such file"),
+    ("build nowhere.onnx -o o.engine --backend tensorrt-rtx", "nowhere.onnx: no such file; exp"),
+    ("build junk.onnx -o o.engine --backend tensorrt-rtx", "junk.onnx: not an ONNX model"),
     ("export nonsense -o o.onnx", "unknown model 'nonsense'; expected FILE.nemo or one of"),
     ("export nowhere.nemo -o o.onnx", "nowhere.nemo: no such file"),
     ("export quartznet5x5 -o o.onnx --opset 9", "opset is 9; expected 17 to 23"),
@@ -147,6 +153,8 @@ MODELS = [
     ("synthesize free.onnx -o o.npz --method random", "dynamic axes other than batch and time"),
     ("quantize rankless.onnx -o o.onnx --data good.npz", "'shape' .* missing"),
     ("synthesize rankless.onnx -o o.npz", "'shape' .* missing"),
+    ("check function.onnx --target ort", "shapes cannot .* import for domain own .*; exp"),
+    ("build function.onnx -o o.engine --backend tensorrt-rtx", "function.onnx: shapes cannot"),
     ("quantize relu.onnx -o o.onnx --method random", "nothing was quantized .*; expected at least"),
     ("quantize m.onnx -o o.onnx --data good.npz --override *=float", "kept float by request"),
 ]
@@ -221,6 +229,9 @@ OPTIONS = [
     ("synthesize m.onnx -o o.npz --real speech/manifest.json", "without --plot; expected both"),
     ("cost m.onnx --seconds 0", "0.0 seconds of audio; expected more than 0"),
     ("bench m.onnx --seconds -1", "-1.0 seconds of audio; expected more than 0"),
+    ("build m.onnx", "Missing option '-o'"),
+    ("build m.onnx -o o.engine --backend nonsense", "'nonsense' is not one of 'tensorrt', "),
+    ("build m.onnx -o o.engine --shapes audio_signal=1x5x9", "1x5x9 .*'audio_signal' do not fit"),
 ]
 OUTPUTS = [
     ("quantize m.onnx -o m.onnx", "m.onnx: output is the input file; .*change -o"),
@@ -236,6 +247,8 @@ OUTPUTS = [
     ("calibrate m.onnx -o nowhere/o.json --data good.npz", "its folder does not exist"),
     ("run fold_bn m.onnx -o nowhere/o.onnx", "its folder does not exist"),
     ("export quartznet5x5 -o nowhere/o.onnx", "its folder does not exist"),
+    ("build m.engine -o m.engine", "m.engine: output is the input file; .*change -o"),
+    ("build o.engine.json -o o.engine", "o.engine.json: output is the input file; .*change -o"),
     ("run fold_bn m.onnx -o none", "none: .*folder|none: .*directory"),
 ]
 
@@ -312,6 +325,7 @@ def test_cuda_needs_a_device(there: Path, command: Command, line: str) -> None:
         ("soundfile", "speech", "quantize m.onnx -o o.onnx --data speech/manifest.json"),
         ("jiwer", "speech", "evaluate m.onnx --manifest speech/manifest.json"),
         ("matplotlib", "report", "synthesize m.onnx -o o.npz --plot p.png"),
+        ("tensorrt", "tensorrt", "build m.onnx -o o.engine --backend tensorrt"),
     ],
 )
 def test_missing_extras_are_named(

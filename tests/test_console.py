@@ -2,29 +2,28 @@
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onnx_intq import console, registry
-from onnx_intq.check import Problem
-from onnx_intq.cost import Cost, NodeCost
 from onnx_intq.evaluate import Evaluation, Hypothesis, evaluation
-from onnx_intq.integer_only import Finding, Proof
-from onnx_intq.intervals import Risk
 from onnx_intq.runtime import Timing
 from onnx_intq.summary import Summary
 from onnx_intq.synthesize import Result
-from onnx_intq.transform import CheckFailed, Report
+from onnx_intq.transform import Report
 from onnx_intq.verify import Drift
 
 Captured = pytest.CaptureFixture[str]
 (FOLD, INSERT) = registry.parse("fold_bn, insert_qdq")
 
 
-def summary(drift: Drift, left: tuple[tuple[str, str], ...] = ()) -> Summary:
+def summary(
+    drift: Drift,
+    left: tuple[tuple[str, str], ...] = (),
+    integer_only: tuple[str, ...] | None = None,
+) -> Summary:
     return Summary(
         quantized={"Add": 1, "Conv": 2},
         left=left,
@@ -32,6 +31,7 @@ def summary(drift: Drift, left: tuple[tuple[str, str], ...] = ()) -> Summary:
         bytes_before=4_000_000,
         bytes_after=1_000_000,
         drift=drift,
+        integer_only=integer_only,
         seconds={"load": 1.0, "passes": 0.25},
         recipe="fold_bn, insert_qdq",
         reports=(Report(FOLD, 3, (), 0.5),),
@@ -73,10 +73,35 @@ def test_summaries_as_json_say_everything(capsys: Captured) -> None:
         "bytes_before": 4_000_000,
         "bytes_after": 1_000_000,
         "drift": {"largest": 0.125, "sqnr": 30.0},
+        "integer_only": None,
+        "float": [],
         "seconds": {"load": 1.0, "passes": 0.25},
         "recipe": "fold_bn, insert_qdq",
         "passes": [{"pass": "fold_bn", "changes": 3}],
     }
+
+
+@pytest.mark.parametrize(
+    ("found", "told", "proven", "listed"),
+    [
+        ((), "integers   proven", True, []),
+        (
+            ("s: Sigmoid makes tensor(float)", "t: why"),
+            "integers   not integer-only, 2 findings: s: Sigmoid makes tensor(float)",
+            False,
+            ["s: Sigmoid makes tensor(float)", "t: why"],
+        ),
+    ],
+)
+def test_summaries_say_whether_all_is_integer(
+    capsys: Captured, found: tuple[str, ...], told: str, proven: bool, listed: list[str]
+) -> None:
+    done = summary(Drift(0.125, 30.0), integer_only=found)
+    console.show_quantization(done, Path("q.onnx"), as_json=False)
+    assert told in capsys.readouterr().out.splitlines()
+    console.show_quantization(done, Path("q.onnx"), as_json=True)
+    printed = read(capsys)
+    assert (printed["integer_only"], printed["float"]) == (proven, listed)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -115,86 +140,6 @@ def test_data_of_models_without_batchnorms_is_just_written(capsys: Captured) -> 
     assert capsys.readouterr().out == "wrote 2 batches to f.npz\n"
 
 
-def test_long_lists_of_problems_are_cut_and_counted(capsys: Captured) -> None:
-    problems = [
-        Problem(node=f"n{i}", rule="scale", message="too small; raise it") for i in range(15)
-    ]
-    problems.append(Problem(node="model", rule="opset", message="too old"))
-    with pytest.raises(CheckFailed, match="16 problems for target ort"):
-        console.show_check("ort", problems, None, None, as_json=False)
-    out = capsys.readouterr().out
-    assert "16 problems for ort" in out
-    assert out.count("too small") == console.SHOWN
-    assert out.endswith("scale: 15, opset: 1\n")
-    with pytest.raises(CheckFailed):
-        console.show_check("ort", problems, None, None, as_json=True)
-    assert len(read(capsys)["problems"]) == 16
-    console.show_check("ort", [], None, None, as_json=True)
-    assert read(capsys) == {"target": "ort", "problems": []}
-
-
-def test_a_proof_says_what_was_proven(capsys: Captured) -> None:
-    proof = Proof(findings=(), nodes=7, tensors=12, quantizers=1, dequantizers=2, unread=("len",))
-    console.show_check(None, [], proof, (), as_json=False)
-    assert capsys.readouterr().out.splitlines() == [
-        (
-            "integer-only: 7 nodes, 12 tensors, all integer but the boundary "
-            "(1 QuantizeLinear, 2 DequantizeLinear)"
-        ),
-        "float inputs that nothing reads: len",
-        "overflow: none, every result stays within its type",
-    ]
-    console.show_check(None, [], proof, (), as_json=True)
-    assert read(capsys) == {
-        "integer_only": {
-            "proven": True,
-            "findings": [],
-            "nodes": 7,
-            "tensors": 12,
-            "quantizers": 1,
-            "dequantizers": 2,
-            "unread": ["len"],
-            "overflow": [],
-        }
-    }
-
-
-def test_overflow_is_told_and_fails_nothing(capsys: Captured) -> None:
-    proof = Proof(findings=(), nodes=7, tensors=12, quantizers=1, dequantizers=2, unread=())
-    risks = [Risk(node=f"n{i}", tensor="t", why="too wide", bounded=True) for i in range(5)]
-    console.show_check(None, [], proof, risks, as_json=False)
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "overflow: not excluded by intervals at 5 nodes, such as",
-        *(f"  n{i}: too wide" for i in range(3)),
-    ]
-    console.show_check(None, [], proof, risks, as_json=True)
-    found = read(capsys)["integer_only"]
-    assert found["proven"] is True
-    assert found["overflow"] == [asdict(risk) for risk in risks]
-
-
-def test_a_failed_proof_names_the_places(capsys: Captured) -> None:
-    findings = tuple(
-        Finding(node=f"n{i}", tensor="t", why="makes float; expected integers") for i in range(15)
-    )
-    proof = Proof(
-        findings=findings, nodes=20, tensors=30, quantizers=1, dequantizers=1, unread=("len",)
-    )
-    with pytest.raises(CheckFailed, match=r"^15 places are not integer-only$"):
-        console.show_check(None, [], proof, None, as_json=False)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "15 places are not integer-only"
-    assert sum("float; expected" in line for line in lines) == console.SHOWN
-    assert lines[-1] == "makes float: 15"
-    problem = Problem(node="model", rule="opset", message="too old")
-    with pytest.raises(CheckFailed, match=r"^1 problems for target ort; 15 places are not"):
-        console.show_check("ort", [problem], proof, None, as_json=True)
-    found = read(capsys)
-    assert found.keys() == {"target", "problems", "integer_only"}
-    assert found["integer_only"]["proven"] is False
-    assert found["integer_only"]["findings"][0] == asdict(findings[0])
-
-
 def test_evaluations_are_told_by_split(capsys: Captured) -> None:
     said = [("clean", "a b", "a b", "a"), ("other", "a b", "b", "a")]
     hypotheses = [
@@ -208,24 +153,6 @@ def test_evaluations_are_told_by_split(capsys: Captured) -> None:
     assert ["all", "2", "4", "1", "25", "100"] in rows
     console.show_evaluation(found, as_json=True)
     assert read(capsys)["wer"] == 25
-
-
-def test_costs_name_what_is_not_counted(capsys: Captured) -> None:
-    node = NodeCost(name="c", op="Conv", macs=10**9, bits=(8, 8))
-    found = Cost(
-        parameters=2_500_000,
-        weight_bytes=10_000_000,
-        inputs={},
-        nodes=(node,) * 3,
-        uncounted=("Custom", "Loop"),
-    )
-    console.show_cost(found, 10.0, as_json=False)
-    out = capsys.readouterr().out
-    assert "parameters  2.50 M in 10.00 MB\nMACs        3.000 G for 10 s of audio\n" in out
-    assert "BOPs        0.192 T\n" in out
-    assert out.endswith("not counted: Custom, Loop\n")
-    console.show_cost(found, 10.0, as_json=True)
-    assert read(capsys)["by_op"] == {"Conv": {"nodes": 3, "macs": 3 * 10**9, "bops": 192 * 10**9}}
 
 
 def test_timings_are_ratios_to_the_first(capsys: Captured) -> None:

@@ -134,6 +134,48 @@ def test_weights_on_a_narrower_grid_count_the_bits_recorded() -> None:
     assert found.weight_bytes == cost(graph(QDQ, w=ones(6, 4, 1, dtype="int8"))).weight_bytes
 
 
+INTEGERS = "(uint8[1, 4, t] x) => (int32[1, 6, t] y) { y = ConvInteger(x, w, z, v) }"
+
+
+@pytest.mark.parametrize(("recorded", "bits"), [({}, 8), ({"gone": 6}, 6), ({"gone": 4}, 8)])
+@pytest.mark.parametrize("zero_point", [0, 128])
+def test_renamed_weights_have_the_narrowest_recorded_width_that_holds_them(
+    recorded: dict[str, int], bits: int, zero_point: int
+) -> None:
+    dtype = np.uint8 if zero_point else np.int8
+    # On the 6-bit grid, but not on the 4-bit one.
+    w = (np.linspace(-31, 31, 24).round() + zero_point).astype(dtype).reshape(6, 4, 1)
+    model = graph(INTEGERS, w=w, z=np.asarray(3, np.uint8), v=np.asarray(zero_point, dtype))
+    metadata(model)[BITS_KEY] = json.dumps(recorded)
+    assert cost(model).nodes[0].bits == (8, bits)
+
+
+def test_a_batch_multiplies_all_but_the_weights() -> None:
+    text = """(float[n, 4, t] x, int64[m] length) => (float[n, 6, t] y) {
+        y = Conv(x, w)
+    }"""
+    model = graph(text, w=ones(6, 4, 1))
+    one, eight = cost(model), cost(model, batch=8)
+    assert eight.inputs == {"x": (8, 4, 1000), "length": (8,)}
+    assert (eight.macs, eight.bops) == (8 * one.macs, 8 * one.bops)
+    assert eight.nodes[0].elements == (32000, 24, 48000)
+    assert (eight.parameters, eight.weight_bytes) == (one.parameters, one.weight_bytes)
+
+
+def test_a_nameless_axis_is_the_batch_only_if_it_is_the_first() -> None:
+    model = graph("(float[n, 4, t] x) => (float[n, 6, t] y) { y = Conv(x, w) }", w=ones(6, 4, 1))
+    model.inputs[0].shape = [None, 4, None]
+    assert cost(model, batch=3, shapes={"x": (1, 4, 20)}).inputs == {"x": (3, 4, 20)}
+
+
+@pytest.mark.parametrize(("axis", "batch"), [("1", 8), ("n", 0)])
+def test_a_batch_that_does_not_fit_is_refused(axis: str, batch: int) -> None:
+    model = graph(f"(float[{axis}, 4, t] x) => (float[{axis}, 4, t] y) {{ y = Conv(x, w) }}")
+    message = rf"a batch of {batch} for inputs x \[.*4, 't'\]; expected 1 or more, .*; change"
+    with pytest.raises(IntqError, match=message):
+        cost(model, batch=batch)
+
+
 def test_bits_are_followed_through_unpacking_and_moves() -> None:
     text = """(float[1, 4, t] x) => (float[1, 6, t] y)
         <float s = {0.1}, uint8 z = {128}, int64[3] size = {6, 4, 1}, float[3] table = {0, 1, 2}> {
@@ -173,7 +215,9 @@ def test_totals_per_operator_and_in_all() -> None:
     }"""
     found = cost(graph(text, w=ones(4, 4), v=ones(2, 4, 1)), shapes={"x": [1, 10, 4]})
     assert found.inputs == {"x": (1, 10, 4)}
-    assert found.nodes[0] == NodeCost(name="MatMul_0", op="MatMul", macs=160, bits=(32, 32))
+    assert found.nodes[0] == NodeCost(
+        name="MatMul_0", op="MatMul", macs=160, bits=(32, 32), elements=(40, 16, 40)
+    )
     assert found.by_op == {
         "MatMul": Total(nodes=2, macs=320, bops=320 * 1024),
         "Conv": Total(nodes=1, macs=80, bops=80 * 1024),

@@ -177,6 +177,18 @@ def test_new_names_are_free_in_all_bodies() -> None:
     ]
 
 
+def test_numbered_names_are_short_and_free_in_all_bodies() -> None:
+    model = graph(BRANCH.replace("u = Add(a, w)", "t1 = Add(a, w)").replace("Relu(u)", "Relu(t1)"))
+    names = Names(model)
+    assert [names.number("t") for _ in range(3)] == ["t0", "t2", "t3"]
+    assert [names.number("c") for _ in range(2)] == ["c0", "c1"]
+    assert names.new("c2") == "c2"
+    assert [names.number("c") for _ in range(2)] == ["c3", "c4"]
+    assert names.new("t0") == "t0_"
+    assert names.number("t") == "t4"
+    assert Names(model).number("t") == "t0"
+
+
 def test_metadata_can_be_added_to_any_graph_and_to_its_copies() -> None:
     model = gs.Graph()
     metadata(model)["a"] = "b"

@@ -274,6 +274,18 @@ def test_functions_are_written_out() -> None:
     np.testing.assert_array_equal(outputs(model)["y"], np.zeros((2, 3)))
 
 
+def test_functions_of_unknown_domains_are_refused_in_one_line(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[4] x) => (float[4] y) { y = f.twice(x) }
+        <domain: "f", opset_import: ["" : 17, "own" : 1]> twice (a) => (b) { b = own.Double(a) }"""
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(IntqError, match=r"/m\.onnx: shapes cannot be inferred \(.*own.*; export"):
+        load(tmp_path / "m.onnx")
+    model.opset_import.append(onnx.helper.make_opsetid("own", 1))
+    assert [node.op for node in graph_from_model(model).nodes] == ["Double"]
+
+
 def test_large_weights_are_no_hindrance_to_shapes_and_types() -> None:
     proto = onnx.parser.parse_model(
         f"{HEADER} g (float[n, 3] x) => (float[n, m] y) {{ a = MatMul(x, w) y = Relu(a) }}"

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
 
 from onnx_intq.frontend import Floats, Frontend
+from onnx_intq.lowering import GRIDS_KEY
 from onnx_intq.recognizer import Recognizer
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, labels_to_json
 from onnx_intq.transform import IntqError
@@ -66,6 +69,20 @@ def test_integer_log_probabilities_are_heard() -> None:
         y = Cast<to = 3>(a)
     }}"""
     assert Recognizer(model(text)).transcribe([features("ab")]) == ["ab"]
+
+
+def test_models_that_take_and_give_integers_are_heard() -> None:
+    text = f"""{HEADER} ctc (uint8[b, 3, t] audio_signal) => (uint8[b, t, 3] log_probs) {{
+        log_probs = Transpose<perm = [0, 2, 1]>(audio_signal)
+    }}"""
+    proto = model(text)
+    grids = {name: [name, 0.01, 128] for name in ("audio_signal", "log_probs")}
+    onnx.helper.set_model_props(
+        proto, {p.key: p.value for p in proto.metadata_props} | {GRIDS_KEY: json.dumps(grids)}
+    )
+    # Without their grid, real values would all be 0 or 1, and the quiet ones the loudest.
+    given = [features("aa-ab") - np.float32(1.2), features("-b") - np.float32(1.2)]
+    assert Recognizer(proto, threads=1).transcribe(given) == ["aab", "b"]
 
 
 def test_models_that_record_nothing_need_options() -> None:

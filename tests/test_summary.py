@@ -3,7 +3,12 @@
 import onnx
 
 from onnx_intq.graph import graph_from_model
-from onnx_intq.summary import describe_nothing, describe_remaining, quantized_nodes
+from onnx_intq.summary import (
+    describe_float,
+    describe_nothing,
+    describe_remaining,
+    quantized_nodes,
+)
 
 PAIRS = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[2, 2] x, int8[2, 2] stored) => (float[2, 2] y, float[2, 2] z)
@@ -26,7 +31,24 @@ def test_nodes_that_read_quantized_activations_count() -> None:
     assert quantized_nodes(graph, {add}) == {"MatMul": 1}
 
 
+def test_products_of_integers_count() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (uint8[1, 2, 4] x, uint8[2, 2, 1] w, uint8[4, 3] v) => (int32[1, 2, 3] y, int64[3] n) {
+            c = ConvInteger(x, w)
+            b = Cast<to = 2>(c)
+            y = MatMulInteger(b, v)
+            n = Shape(y)
+        }"""
+    graph = graph_from_model(onnx.parser.parse_model(text))
+    assert quantized_nodes(graph, ()) == {"ConvInteger": 1, "MatMulInteger": 1}
+
+
 def test_lines_name_the_first_and_count_the_rest() -> None:
+    assert describe_float([("a", "why")]) == (
+        "'a' has no integer form: why; expected none to stay float; "
+        "let them stay with --allow-float"
+    )
+    assert "'a' has no integer form (and 1 more): why" in describe_float([("a", "why")] * 2)
     assert describe_remaining([("a", "why")]).startswith(
         "BatchNormalization 'a' cannot be folded: why; expected none to stay"
     )

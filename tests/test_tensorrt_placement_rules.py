@@ -85,6 +85,7 @@ def test_each_rule_names_the_node_that_breaks_it(rule: str, body: str, node: str
         f"{IN} m = MaxPool<kernel_shape = [2]>(d) y = Conv(m, v)",
         f"{CONV} m = MaxPool<kernel_shape = [2]>(c) {TO_E.format('m')} y = Conv(e, v)",
         f"{IN} y = Div(d, k)",
+        f"{IN} l = Log(x) y = Conv(d, v)",
         f"f = BatchNormalization(x, {STATISTICS}) y = Conv(f, float_w)",
         f"f = Conv(x, float_w) y = BatchNormalization(f, {STATISTICS})",
     ],

@@ -68,6 +68,16 @@ class InexactSwap(Swap):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leave(Pass):
+    """Leaves what it exists to remove, and something else."""
+
+    def run(self, model: gs.Graph, ctx: Context) -> int:
+        ctx.remain(model.nodes[0], "it has no integer form")
+        ctx.skip(model.nodes[1], "not meant")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refuse(Pass):
     """Refuses."""
 
@@ -118,6 +128,16 @@ def test_reports_tell_what_each_pass_did() -> None:
     assert all(0 <= r.seconds < 60 for r in reports)
     assert ctx.skipped == [("before", "the run"), ("Neg_1", "it is no Relu")]
     assert isinstance(reports[0], Report)
+
+
+def test_reports_tell_what_each_pass_left_although_it_should_not() -> None:
+    ctx = Context()
+    ctx.remain(gs.Node("Relu", "before"), "the run")
+    first, second, third = run(graph(), [Calibrated(), Leave(), Swap(new="Exp")], ctx)
+    remaining = ("Relu_0", "it has no integer form")
+    assert [r.remaining for r in (first, second, third)] == [(), (remaining,), ()]
+    assert second.skipped == (remaining, ("Neg_1", "not meant"))
+    assert ctx.remaining == [("before", "the run"), remaining]
 
 
 def test_hooks_run_after_each_pass_in_order() -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -6,7 +7,8 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnx_intq.graph import graph_from_model
+from onnx_intq.graph import graph_from_model, metadata
+from onnx_intq.lowering import GRIDS_KEY
 from onnx_intq.transform import Context, IntqError, Pass, PassError
 from onnx_intq.verify import (
     EPSILON,
@@ -205,6 +207,17 @@ def test_the_drift_of_an_inexact_pass_counts_from_the_untouched_model() -> None:
     found = same.drift_of(scaled(1.1))
     assert found.largest == pytest.approx(0.4)
     assert found.sqnr == pytest.approx(20, abs=1e-5)
+
+
+def test_models_of_integers_are_run_on_real_values() -> None:
+    text = f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Neg(x) }}"
+    same = started(graph(text))
+    integers = graph(text.replace("float", "int8"))
+    grids = {"x": ["x", 0.5, 3], "y": ["y", 0.5, -3]}
+    metadata(integers)[GRIDS_KEY] = json.dumps(grids)
+    same(Inexact(), integers)
+    assert same.drifts["test_verify"] == Drift(0.0, np.inf)
+    assert small_feeds(integers)["x"].dtype == np.int8
 
 
 def test_drift_is_over_all_floating_point_outputs() -> None:

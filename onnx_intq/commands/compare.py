@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,19 +45,28 @@ def compare(
 
     Either may be float, QDQ or integer-only. Free-running, errors add up along the model;
     teacher-forced, every layer of B reads A's values, so that its error is its own.
+
+    B may be an engine (.engine), on the GPU: then only outputs are compared, and what padding does
+    to them.
     """
     from onnx_intq import compare_plot, console, graph, pictures
     from onnx_intq.compare import compare
     from onnx_intq.compare_console import show_comparison
+    from onnx_intq.engine import SUFFIX
 
+    context = click.get_current_context()
+    if frontend and not data:
+        raise IntqError(f"--frontend {frontend} without --data; expected both; add --data")
+    if SUFFIX in {a.suffix, b.suffix}:
+        why = "on engines, which hand out no inner tensors"
+        options.refuse_given(context, ("worst", "everything", "plot"), why)
+        _compare_engine(a, b, data, frontend, batches, threads, as_json)
+        return
     if plot:
         graph.check_output(plot, a, b, data)
         pictures.require_matplotlib()
     if everything:
-        context = click.get_current_context()
         options.refuse_given(context, ("worst",), "with --all, which shows every tensor")
-    if frontend and not data:
-        raise IntqError(f"--frontend {frontend} without --data; expected both; add --data")
     nets = graph.load(a), graph.load(b)
     batch = _feeds(nets, data, frontend, batches)
     with console.bar("compare") as tick:
@@ -70,6 +80,40 @@ def compare(
         worst=None if everything else worst,
         as_json=as_json,
     )
+
+
+def _compare_engine(
+    a: Path,
+    b: Path,
+    data: Path | None,
+    frontend: Path | None,
+    batches: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    from onnx_intq import console, engine, engine_console, engine_file, graph
+    from onnx_intq.compare import random_feeds
+    from onnx_intq.engine_parity import parity
+    from onnx_intq.real_io import RealSession
+
+    if a.suffix == engine.SUFFIX:
+        raise IntqError(
+            f"A is an engine, {a}; expected the ONNX file that B was built of; name that first, "
+            "the engine second"
+        )
+    net = graph.load(a)
+    session, _ = engine_file.load_session(b)
+    shapes = {spec.name: session.profile(spec.name) for spec in session.inputs}
+    if data is None:
+        common = [replace(spec, shape=shapes[spec.name][1]) for spec in session.inputs]
+        batch: Iterable[Batch] = [random_feeds(common)]
+    else:
+        batch = _feeds((net, net), data, frontend, batches)
+    reference = RealSession(a, threads=threads)
+    largest = {name: shape for name, (_, _, shape) in shapes.items()}
+    with console.bar("compare") as tick:
+        found = parity(reference, session, batch, largest=largest, progress=tick)
+    engine_console.show_parity(found, model=a, engine=b, as_json=as_json)
 
 
 def _feeds(

@@ -32,10 +32,17 @@ def evaluate(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Word error rate of a CTC model, and how often its words differ from the float model's."""
+    """Word error rate of a CTC model, and how often its words differ from the float model's.
+
+    Engines (.engine) run on the GPU; their sidecars say the front end and the labels.
+    """
     from onnx_intq import console, speech
+    from onnx_intq.engine import SUFFIX
     from onnx_intq.evaluate import evaluate
 
+    if {path.suffix for path in (model, against) if path} == {SUFFIX}:
+        why = "on engines, which run on the GPU"
+        options.refuse_given(click.get_current_context(), ("threads",), why)
     with console.bar("evaluate") as tick:
         found = evaluate(
             model,

@@ -40,9 +40,10 @@ FLOAT_ONLY = (*GRIDS, *DATA, "allow_bn")
 )
 @click.option(
     "--nonlinear",
-    type=click.Choice(["poly", "paper", "lut"]),
+    type=click.Choice(["poly", "paper", "lut", "float"]),
     default="poly",
-    help="Target integer: the kernels' polynomials, the papers' constants, or tables.",
+    help="Targets integer and tensorrt: the kernels' polynomials, the papers' constants, or "
+    "tables, in integers; target tensorrt: float, as they are.",
 )
 @click.option(
     "--io",
@@ -101,9 +102,9 @@ def quantize(
     if data is not None or ranges is not None:
         options.refuse_given(context, ("method", "device"), "beside --data or --ranges")
     if target != "integer" and recipe is None:
-        options.refuse_given(
-            context, ("nonlinear", "io", "cpu", "allow_float"), "without --target integer"
-        )
+        options.refuse_given(context, ("io", "cpu", "allow_float"), "without --target integer")
+    if target == "ort" and recipe is None:
+        options.refuse_given(context, ("nonlinear",), "without --target integer or tensorrt")
     lowers = target == "integer" and recipe is None and is_quantized(model)
     if lowers:
         options.refuse_given(context, FLOAT_ONLY, "on a model that is quantized already")

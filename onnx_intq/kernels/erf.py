@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from onnx_intq.grid import dyadic
-from onnx_intq.kernels.exponential import Mode, take
+from onnx_intq.kernels.exponential import Mode
+from onnx_intq.trace import take
 from onnx_intq.transform import IntqError
 
 ONE = 1 << 15

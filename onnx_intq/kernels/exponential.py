@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnx_intq.trace import bounded
+from onnx_intq.trace import bounded, take
 from onnx_intq.transform import IntqError
-from onnx_intq.value import Value
 
 Mode = Literal["poly", "paper", "lut"]
 
@@ -110,13 +109,6 @@ def decay(
     if mode == "paper":
         return _published(distance, scale)
     return _in_octaves(distance, scale, parabola), 2 * parabola.at_zero / parabola.peak
-
-
-def take(table: Any, index: Any) -> Any:
-    """`np.take` of a constant table; NumPy would not see that the index is a `trace.Value`."""
-    if isinstance(index, Value):
-        return Value.HANDLERS[np.take](table, index)
-    return np.take(table, index)
 
 
 def peak(scale: float, mode: Mode) -> int:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_intq.kernels.exponential import Mode, take
+from onnx_intq.kernels.exponential import Mode
 from onnx_intq.kernels.square_root import bit_pairs, isqrt, root
-from onnx_intq.trace import bounded
+from onnx_intq.trace import bounded, take
 from onnx_intq.transform import IntqError
 
 LONGEST = 1 << 15

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from onnx_intq.grid import dyadic
-from onnx_intq.kernels.exponential import LARGEST, Mode, decay, peak, tabled, take
-from onnx_intq.trace import bounded
+from onnx_intq.kernels.exponential import LARGEST, Mode, decay, peak, tabled
+from onnx_intq.trace import bounded, take
 from onnx_intq.transform import IntqError
 
 LARGEST_INT32 = (1 << 31) - 1

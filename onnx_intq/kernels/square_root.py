@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_intq.kernels.exponential import take
-from onnx_intq.trace import bounded
+from onnx_intq.trace import bounded, take
 
 _POWERS_OF_FOUR = np.int64(1) << np.arange(0, 62, 2)
 

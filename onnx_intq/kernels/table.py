@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_intq.kernels.exponential import take
+from onnx_intq.trace import take
 from onnx_intq.transform import IntqError
 
 Function = Callable[[npt.NDArray[np.float64]], npt.ArrayLike]

@@ -301,6 +301,16 @@ def test_an_addend_far_smaller_than_its_sum_keeps_its_resolution() -> None:
     assert multiples(model, "y", "e")[0] < 16
 
 
+def test_addends_keep_their_scales_where_the_sum_has_none() -> None:
+    """The limit of Clip is computed, so that Clip is no part of the sum."""
+    model = graph("a = Conv(x, p) b = Conv(x, q) s = Add(a, b) e = Relu(x) y = Clip(s, e)")
+    ctx = Context(facts=set(FACTS), ranges=dict.fromkeys("xabsey", (-1.0, 2.0)))
+    run(model, [InsertQdq()], ctx, [well_formed])
+    assert quantized(model) == ["a", "b", "x", "y_float"]
+    raw, _ = affine(-1.0, 2.0, Grid(8, signed=False))
+    assert [scale(model, name)[0] for name in "ab"] == [raw, raw]
+
+
 @pytest.mark.parametrize("options", [{"target": "tensorrt"}, {"bits": 16}, {"wide": ("Conv_0",)}])
 def test_other_forms_keep_the_scales_of_addends(options: dict[str, Any]) -> None:
     model = graph("a = Conv(x, p) b = Conv(x, q) s = Add(a, b) y = Conv(s, r)")

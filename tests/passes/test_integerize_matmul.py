@@ -185,7 +185,7 @@ def attention(x: str, w: str) -> gs.Graph:
 
 @pytest.mark.parametrize("side", ["x", "w"])
 def test_any_processor_gets_uint8_on_both_sides(side: str) -> None:
-    given_ = {"xz": np.int8(3), "wz": np.int8(-5), "ws": WS}
+    given_: dict[str, Any] = {"xz": np.int8(3), "wz": np.int8(-5), "ws": WS}
     stored = {side: integers((4, 4), "int8")}
     text = "int8[4, 4] w" if side == "x" else "int8[4, 4] x"
     fast, safe = (graph(text, **given_, **stored) for _ in range(2))
@@ -198,7 +198,9 @@ def test_any_processor_gets_uint8_on_both_sides(side: str) -> None:
 
 def test_no_other_processor_is_known() -> None:
     with pytest.raises(IntqError, match="cpu 'arm'; expected 'any' or 'vnni'"):
-        IntegerizeMatmul(cpu="arm").run(graph("int8[4, 4] x, int8[4, 4] w"), Context())
+        parse("integerize_matmul(cpu='arm')")[0].run(
+            graph("int8[4, 4] x, int8[4, 4] w"), Context()
+        )
 
 
 def test_factors_become_uint8_on_the_left_and_int8_on_the_right() -> None:
