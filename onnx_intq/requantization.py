@@ -220,7 +220,7 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
             "an accumulator exceeds 32 bits; expected fewer or smaller products; "
             "keep the node float"
         )
-    base = raised(step.first, grid, acc.builder.target)
+    base = step.first + (WRAP if grid.signed else 0)
     if grid.bits <= 8:
         step = friendly(step, base)
     found = division(step, base) if grid.bits <= 8 else None
@@ -245,16 +245,6 @@ def _emit_division(
     return divided(acc, offset, divisor, range(step.first, step.last + 1), base, grid)
 
 
-def raised(first: int, grid: Grid, target: str) -> int:
-    """What the lowest result is raised to for a division: not below 0, and no wider than it is.
-
-    Where Cast wraps, `WRAP` needs no subtraction.
-    """
-    if target == "tensorrt":
-        return 0
-    return first + (WRAP if grid.signed else 0)
-
-
 def divided(
     total: Value,
     offset: npt.ArrayLike,
@@ -277,5 +267,5 @@ def divided(
     clipped = build.node("Clip", [tensor, *limits], np.int32, total.tensor.shape)
     found: Any = build.value(clipped, *ends)
     if build.target == "tensorrt":
-        found = found + (results[0] - base)
+        found = found - (base - results[0])
     return build.value(found.astype(grid.dtype, wrap=True), results[0], results[-1])

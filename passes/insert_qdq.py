@@ -99,7 +99,9 @@ class InsertQdq(Pass):
 
 def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> None:
     """Widen the ranges of addends a little: see `onnx_intq.alignment`. Sums come before addends."""
-    grid, fixed = Grid(8, signed=False), set[str]()
+    grid, fixed, same = Grid(8, signed=False), set[str](), dict[str, list[str]]()
+    for tensor_name, tensor in chosen.tensors.items():
+        same.setdefault(_first(tensor, chosen).name, []).append(tensor_name)
     for node in reversed([n for n in chosen.nodes if n.op == "Add"]):
         total = fused(model, node)[-1].outputs[0].name
         for name in {_first(t, chosen).name for t in node.inputs} - fixed:
@@ -110,8 +112,7 @@ def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> N
             scale, wanted = next(scales), next(scales)
             factor = float(addend_scale(scale, wanted)) / scale
             low, high = ranges[name]
-            same = [n for n, t in chosen.tensors.items() if _first(t, chosen).name == name]
-            ranges.update(dict.fromkeys(same, (low * factor, high * factor)))
+            ranges.update(dict.fromkeys(same[name], (low * factor, high * factor)))
 
 
 def _first(tensor: gs.Tensor, chosen: Plan) -> gs.Tensor:

@@ -5,7 +5,8 @@ After: `q = Cast(Clip(Div(Add(Mul(ConvInteger(x, w), m), r), d)))`, all integers
 Weights are stored as uint8 with zero point 128, activations as int8: onnxruntime's fast form. Bias,
 zero points, rounding and the activation are folded into r and the limits of Clip.
 Condition: weights are constant, inputs have 8 bits.
-Law: every element equals `grid.requantize` of the exact sum.
+Law: every element equals `grid.requantize` of the exact sum, by a multiplier that is at most
+`requantization.PRECISION` off.
 """
 
 from __future__ import annotations

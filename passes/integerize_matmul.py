@@ -7,7 +7,8 @@ right one is int8, onnxruntime's fast form. An activation of the other type is s
 constant factor has one scale, or one per row on the left, per column on the right. Gemm's
 transpositions, factors and third input are taken along.
 Condition: activations have 8 bits; the largest sum there can be fits int32.
-Law: every element equals `grid.requantize` of the exact sum.
+Law: every element equals `grid.requantize` of the exact sum, by a multiplier that is at most
+`requantization.PRECISION` off.
 """
 
 from __future__ import annotations

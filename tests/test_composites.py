@@ -5,7 +5,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnx_intq.composites import attention, gates_itself, swish
+from onnx_intq.composites import arguments, attention, gate, gates, gates_itself, swish
 from onnx_intq.graph import graph_from_model
 
 
@@ -50,6 +50,28 @@ def test_a_swish_is_a_product_with_its_own_sigmoid(body: str) -> None:
 def test_an_output_of_the_graph_is_read_by_its_user() -> None:
     model = graph("s = Sigmoid(x) y = Mul(x, s)", "float[n, 4] y, float[n, 4] s")
     assert not gates_itself(node(model, "Sigmoid"), model)
+
+
+GATED = {
+    "n = Neg(x) s = Sigmoid(x) y = Mul(n, s)": ["n", "x"],
+    "n = Neg(x) s = Sigmoid(n) y = Mul(s, x)": ["x", "n"],
+    "s = Sigmoid(x) y = Mul(x, s)": ["x", "x"],
+    "s = Sigmoid(x) y = Mul(s, k)": None,
+    "n = Neg(x) s = Sigmoid(x) m = Mul(n, s) y = Add(m, s)": None,
+    "s = Sigmoid(x) n = Neg(s) y = Mul(x, n)": None,
+    "s = Sigmoid(x) y = Add(x, s)": None,
+}
+
+
+@pytest.mark.parametrize("body", GATED)
+def test_a_gated_product_is_a_function_of_two(body: str) -> None:
+    model, wanted = graph(body), GATED[body]
+    sigmoid = node(model, "Sigmoid")
+    product = next(n for n in model.nodes if n.op in {"Mul", "Add"})
+    assert gate(product) is (None if wanted is None else sigmoid)
+    assert gates(sigmoid, model) == (wanted is not None)
+    named = [t.name for t in arguments(product)]
+    assert named == (wanted or [t.name for t in product.inputs])
 
 
 PAIR = "p = QuantizeLinear(s, k, o) w = DequantizeLinear(p, k, o)"

@@ -85,16 +85,20 @@ def test_silence_that_changes_what_was_there_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("largest", "frames", "padded"),
-    [((8, 2, 6), [5, 6, 6], 0.25), ((8, 2, 5), [5, 6, 7], 0.25), ((8, 2, 99), [5, 7, 6, 8], 0.25)],
+    ("longest", "frames"),
+    [(99, [5, 7, 6, 8]), (7, [5, 7, 6, 7]), (6, [5, 6, 6])],
 )
-def test_padding_stops_where_the_engine_does(
-    largest: tuple[int, ...], frames: list[int], padded: float
-) -> None:
+def test_padding_stops_where_the_engine_does(longest: int, frames: list[int]) -> None:
     engine = Doubling(leak=0.25)
-    found = parity(Doubling(), engine, batches(2), largest={"x": largest})
-    assert found.padded == padded
+    found = parity(Doubling(), engine, batches(2), largest={"x": (8, 2, longest)})
     assert engine.frames == frames
+    assert found.padded == pytest.approx(0.25, abs=1e-6)
+
+
+def test_an_engine_of_one_length_is_not_padded() -> None:
+    engine = Doubling(leak=0.25)
+    assert parity(Doubling(), engine, batches(1), largest={"x": (8, 2, 5)}).padded is None
+    assert engine.frames == [5]
 
 
 def test_without_lengths_nothing_is_padded() -> None:

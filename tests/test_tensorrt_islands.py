@@ -117,6 +117,16 @@ def test_no_cast_is_relied_upon_to_wrap(place: Any, body: str, mode: str) -> Non
     assert (values.min() >= -128, values.max() <= 127) == (True, True)
 
 
+def test_what_has_no_kernel_at_its_scale_stays_float(place: Any) -> None:
+    model = place.graph("c = Sigmoid(a)", ("int8", 0.01, 0), ("int8", 2.0, 0))
+    passes = parse("integerize_nonlinear(mode='paper', target='tensorrt')")
+    ctx = Context(facts={"complete"})
+    run(model, passes, ctx, [well_formed])
+    ((_, why),) = ctx.skipped
+    assert why.startswith("an exponential of steps of 2; expected at most ln 2")
+    assert ctx.remaining == []
+
+
 WIDTH = 32
 BLOCK = f"""<ir_version: 8, opset_import: ["" : 17]> conformer (float[1, t, {WIDTH}] x)
     => (float[1, t, {WIDTH}] y) {{
@@ -294,6 +304,8 @@ def test_quantize_makes_islands(there: Path, command: Any, options: str, islands
     assert (code, err) == (0, err)
     changes = {p["pass"].partition("(")[0]: p["changes"] for p in json.loads(out)["passes"]}
     assert changes.get("insert_islands") == changes.get("integerize_nonlinear") == islands
+    said = [why for name, why in json.loads(out)["left"] if name == "glu"]
+    assert said == (["kept float by request"] if "glu=float" in options else [])
     assert command("check", "o.onnx", "--target", "tensorrt")[0] == 0
     recipe = metadata(load(there / "o.onnx"))["onnx_intq.recipe"]
     again = ("--data", "d.npz", "--recipe", recipe)
