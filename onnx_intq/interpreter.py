@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch, TensorSpec, check
-from onnx_intq.graph import element_type, first_line, graph_from_model, load, model_from_graph
+from onnx_intq.graph import element_type, graph_from_model, load, model_from_graph
 from onnx_intq.integer_ops.arrays import Array, numpy_dtype
 from onnx_intq.integer_ops.program import compiled
 from onnx_intq.segments import Segments
@@ -179,10 +179,7 @@ def _graph(model: Model) -> gs.Graph:
         return load(model)
     if not isinstance(model, onnx.ModelProto):
         model = model_from_graph(model.copy())
-    try:
-        return graph_from_model(model)
-    except onnx.shape_inference.InferenceError as error:
-        raise IntqError(f"not a valid model: {first_line(error)}; export it again") from error
+    return graph_from_model(model)
 
 
 def _spec(tensor: gs.Tensor) -> TensorSpec:

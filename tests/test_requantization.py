@@ -300,7 +300,7 @@ def test_no_cast_wraps_for_tensorrt(grid: Grid) -> None:
         of = replace(of, first=first)
         acc = accumulators(of)
         found, ops = run(of, grid, acc, "tensorrt")
-        assert ops == ["Add", "Div", "Clip", *["Add"] * (first != 0), "Cast"]
+        assert ops == ["Add", "Div", "Clip", *["Sub"] * grid.signed, "Cast"]
         np.testing.assert_array_equal(found, expected(of, acc))
 
 

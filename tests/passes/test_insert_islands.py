@@ -17,7 +17,14 @@ from onnx_intq.verify import well_formed
 InsertIslands: Any = load("insert_islands")
 PRODUCTS = parse("insert_qdq(target='tensorrt')")
 FEEDS = {"x": np.random.default_rng(1).standard_normal((2, 4, 12)).astype(np.float32)}
-SHAPES: dict[str, Any] = {"w": (4, 4, 1), "v": (4, 4, 1), "u": (8, 4, 1), "m": (12, 12), "b": 12, "g": 12}
+SHAPES: dict[str, Any] = {
+    "w": (4, 4, 1),
+    "v": (4, 4, 1),
+    "u": (8, 4, 1),
+    "m": (12, 12),
+    "b": 12,
+    "g": 12,
+}
 HALVES = "l, r = Split<axis = 1, num_outputs = 2>(c)"
 COARSE = "8 bits are too coarse for what it reads, and TensorRT takes no 16-bit Q/DQ"
 IN_FLOAT = "its result is read in float"

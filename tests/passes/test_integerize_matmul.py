@@ -198,9 +198,7 @@ def test_any_processor_gets_uint8_on_both_sides(side: str) -> None:
 
 def test_no_other_processor_is_known() -> None:
     with pytest.raises(IntqError, match="cpu 'arm'; expected 'any' or 'vnni'"):
-        parse("integerize_matmul(cpu='arm')")[0].run(
-            graph("int8[4, 4] x, int8[4, 4] w"), Context()
-        )
+        parse("integerize_matmul(cpu='arm')")[0].run(graph("int8[4, 4] x, int8[4, 4] w"), Context())
 
 
 def test_factors_become_uint8_on_the_left_and_int8_on_the_right() -> None:
