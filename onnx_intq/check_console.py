@@ -30,6 +30,7 @@ class Checked:
         parse: What NVIDIA's parser said, if it was asked.
         proof: Whether all is integer, if that was asked.
         risks: Where overflow is not excluded, if there is a proof.
+        quantized: Whether it has Q/DQ nodes.
     """
 
     target: str | None = None
@@ -38,6 +39,7 @@ class Checked:
     parse: Parse | None = None
     proof: Proof | None = None
     risks: Sequence[Risk] | None = None
+    quantized: bool = True
 
     def failures(self) -> list[str]:
         """What makes the check fail: warnings and possible overflow do not.
@@ -87,7 +89,7 @@ def _to_dict(found: Checked) -> dict[str, object]:
 
 def _show(found: Checked) -> None:
     if found.target:
-        _show_problems(found.target, found.problems)
+        _show_problems(found.target, found.problems, found.quantized)
     if found.warnings:
         _show_rules(f"{len(found.warnings)} warnings for {found.target}", found.warnings)
     if found.parse:
@@ -96,11 +98,13 @@ def _show(found: Checked) -> None:
         _show_proof(found.proof, found.risks)
 
 
-def _show_problems(target: str, problems: Sequence[Problem]) -> None:
+def _show_problems(target: str, problems: Sequence[Problem], quantized: bool) -> None:
     if problems:
-        _show_rules(f"{len(problems)} problems for {target}", problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        _show_rules(f"{count} for {target}", problems)
     else:
-        click.echo(f"ready for {target}: no problem found")
+        note = "" if quantized else ", but nothing is quantized"
+        click.echo(f"ready for {target}: no problem found{note}")
 
 
 def _show_rules(title: str, problems: Sequence[Problem]) -> None:

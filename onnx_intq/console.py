@@ -97,7 +97,9 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
         proof = f"not integer-only, {len(found)} findings: {found[0]}" if found else "proven"
         click.echo(f"integers   {proof}")
     drift = summary.drift
-    click.echo(f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}, on random input")
+    click.echo(
+        f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}, on {summary.drift_on}"
+    )
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in summary.seconds.items())
     click.echo(f"seconds    {sum(summary.seconds.values()):.1f}: {stages}")
     click.echo(f"recipe     {summary.recipe}")

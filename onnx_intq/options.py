@@ -80,6 +80,15 @@ def finite(_ctx: click.Context, _option: click.Parameter, value: float | None) -
     return value
 
 
+seconds = click.option(
+    "--seconds",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    default=10.0,
+    callback=finite,
+    help="Of audio in the input; at most a day.",
+)
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What `--override` asks for, by glob patterns of node names.
@@ -141,4 +150,7 @@ def refuse_given(context: click.Context, names: Sequence[str], why: str) -> None
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             shown = next(p.opts[-1] for p in context.command.params if p.name == name)
-            raise IntqError(f"{shown} has no effect {why}; expected one of the two; leave one out")
+            advice = (
+                "leave it out" if "without" in why else "expected one of the two; leave one out"
+            )
+            raise IntqError(f"{shown} has no effect {why}; {advice}")

@@ -87,14 +87,14 @@ def quantize(
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
     graph = load(model)
-    split = next((i for i, p in enumerate(passes) if "calibrated" in p.needs), len(passes))
-    if split < len(passes) or not _lowers(passes):
+    calibrates = any("calibrated" in spec.needs for spec in passes)
+    if calibrates or not _lowers(passes):
         require_float(graph)
     else:
         require_qdq(graph)
+    split = _split(passes, calibrates=calibrates or not source.is_synthetic)
     require_matches(graph, passes)
-    same = SameFunction(small_feeds(graph))
-    same.start(graph)
+    same = _started(graph, source)
     if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
         convert_opset(graph, QDQ_OPSET)
     hooks: list[Hook] = [well_formed, same] if verify else [well_formed]
@@ -129,6 +129,7 @@ def quantize(
         bytes_before=file_bytes(model),
         bytes_after=file_bytes(output),
         drift=moved,
+        drift_on="random input" if source.data is None else "the first batch",
         integer_only=integer_only,
         seconds=clock.seconds,
         recipe=render(passes),
@@ -218,12 +219,17 @@ def require_float(graph: gs.Graph) -> None:
 
 
 def require_qdq(graph: gs.Graph) -> None:
-    """Refuse what is quantized in another form than Q/DQ nodes, or not in float32 between them.
+    """Refuse what is integer-only already, not quantized by Q/DQ nodes, or not in float32 between.
 
     Raises:
         IntqError: Naming the node or tensor.
     """
     require_float32(graph)
+    if GRIDS_KEY in metadata(graph) and not prove(graph):
+        raise IntqError(
+            "the model is integer-only already; expected a float or a Q/DQ model; "
+            "start from the file it was made of"
+        )
     for node in graph.nodes:
         if node.op.startswith("QLinear"):
             raise IntqError(
@@ -263,6 +269,31 @@ def is_quantized(model: Path) -> bool:
         IntqError: It is no ONNX file.
     """
     return any(node.op in QDQ for node in load(model).nodes)
+
+
+def _split(passes: Sequence[Pass], *, calibrates: bool) -> int:
+    """How many passes run before calibration: up to the first that needs or can use ranges."""
+    uses = [i for i, p in enumerate(passes) if "calibrated" in p.needs or "complete" in p.gives]
+    return uses[0] if uses and calibrates else len(passes)
+
+
+def _started(graph: gs.Graph, source: Source) -> SameFunction:
+    """What the untouched model computes from the first batch of data, or else random numbers.
+
+    Raises:
+        IntqError: It cannot run on that.
+    """
+    if source.data is not None:
+        for batch in source.real(graph):
+            same = SameFunction(batch)
+            same.start(graph)
+            return same
+    same = SameFunction(small_feeds(graph))
+    try:
+        same.start(graph)
+    except IntqError as error:
+        raise IntqError(f"{error} (tried on random input of 256 frames; give --data)") from error
+    return same
 
 
 def _prove(graph: gs.Graph, reports: Sequence[Report], *, allow_float: bool) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class Summary:
         remaining: (node, reason) for BatchNorms that could not be folded, and for operators without
             integer form.
         bytes_before, bytes_after: File sizes.
-        drift: Of the outputs on small random feeds.
+        drift: Of the outputs.
+        drift_on: What they were computed from.
         integer_only: For target integer, what keeps the model from being integer-only: nothing, if
             that is proven. None for other targets.
         seconds: Stage -> wall time.
@@ -43,6 +44,7 @@ class Summary:
     bytes_before: int
     bytes_after: int
     drift: Drift
+    drift_on: str
     integer_only: tuple[str, ...] | None
     seconds: dict[str, float]
     recipe: str

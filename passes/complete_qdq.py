@@ -46,7 +46,7 @@ OPSET = 21
 """Brought 16-bit QuantizeLinear."""
 UNKNOWN = (
     "the range of its result {!r} is unknown; expected a quantized or calibrated one; "
-    "start from the float model"
+    "give --data or --ranges, or start from the float model"
 )
 LARGEST = 1e38
 """Ranges end below: their scales are float32."""

@@ -31,6 +31,7 @@ def summary(
         bytes_before=4_000_000,
         bytes_after=1_000_000,
         drift=drift,
+        drift_on="random input",
         integer_only=integer_only,
         seconds={"load": 1.0, "passes": 0.25},
         recipe="fold_bn, insert_qdq",

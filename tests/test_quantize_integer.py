@@ -128,14 +128,35 @@ def test_integers_may_come_and_go(qdq: Path, mode: str) -> None:
     np.testing.assert_array_equal(real.run(x)["log_probs"], expected)
 
 
-def test_an_integer_only_model_stays_as_it_is(qdq: Path) -> None:
+def test_an_integer_only_model_is_refused(qdq: Path) -> None:
+    """Options would have no effect on it, and its metadata would say they had."""
     lower(qdq)
     first = qdq.with_name("i.onnx").rename(qdq.with_name("first.onnx"))
-    done = lower(first)
-    assert (done.integer_only, done.drift.largest) == ((), 0.0)
-    one, two = (load(path) for path in (first, first.with_name("i.onnx")))
-    assert [n.op for n in one.nodes] == [n.op for n in two.nodes]
-    assert json.loads(metadata(two)[GRIDS_KEY]) == json.loads(metadata(one)[GRIDS_KEY])
+    with pytest.raises(IntqError, match="the model is integer-only already; expected a float or"):
+        lower(first)
+    assert not qdq.with_name("i.onnx").exists()
+
+
+def test_data_gives_the_ranges_a_qdq_file_lacks(tmp_path: Path) -> None:
+    """Abs reads the input in float, so that no Q/DQ pair tells its range."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4, t] x) => (float[n, 4, t] y) { a = Abs(x) h = Conv(a, w) y = Relu(h) }"""
+    proto = onnx.parser.parse_model(text)
+    w = np.random.default_rng(0).standard_normal((4, 4, 1)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    net, qdq, output = (tmp_path / f"{name}.onnx" for name in ("float", "qdq", "integer"))
+    onnx.save(proto, net)
+    data = tmp_path / "data.npz"
+    batch = {"x": np.random.default_rng(1).standard_normal((2, 4, 50)).astype(np.float32)}
+    feeds.write(data, [batch])
+    quantize(net, qdq, recipes.pipeline("ort"), Source(data=data), bar=silent)
+    passes = recipes.pipeline("integer", quantized=True)
+    with pytest.raises(CheckFailed, match="the range of its result 'x' is unknown"):
+        quantize(qdq, output, passes, Source(), bar=silent)
+    done = quantize(qdq, output, passes, Source(data=data), bar=silent)
+    assert done.integer_only == ()
+    assert done.drift_on == "the first batch"
+    assert done.drift.sqnr > 30
 
 
 def test_recipes_of_ones_own_may_lower(tiny: Path, qdq: Path) -> None:

@@ -12,7 +12,7 @@ from onnx_intq.transform import IntqError
 
 @click.command(cls=options.Command)
 @click.argument("models", nargs=-1, required=True, type=options.FILE)
-@click.option("--seconds", default=10.0, help="Of audio in the input.")
+@options.seconds
 @click.option("--rounds", type=click.IntRange(1), default=20, help="Timed runs.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Per operator.")
 @click.option(

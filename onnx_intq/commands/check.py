@@ -55,7 +55,7 @@ def check(model: Path, target: str | None, parser: bool, integer_only: bool, as_
 
 def _by_rules(path: Path, model: onnx.ModelProto, target: str, parser: bool) -> Checked:
     """Apply the target's rules; with `parser`, ask NVIDIA's, too."""
-    from onnx_intq import engine
+    from onnx_intq import engine, qdq
     from onnx_intq.check import check, refused, warn
     from onnx_intq.check_console import Checked
     from onnx_intq.graph import graph_from_model
@@ -63,4 +63,10 @@ def _by_rules(path: Path, model: onnx.ModelProto, target: str, parser: bool) -> 
     graph = graph_from_model(model)
     parse = engine.parse(path) if parser else None
     problems = [*refused(parse), *check(graph, target)]
-    return Checked(target=target, problems=problems, warnings=warn(graph, target), parse=parse)
+    return Checked(
+        target=target,
+        problems=problems,
+        warnings=warn(graph, target),
+        parse=parse,
+        quantized=any(qdq.nodes(graph, *qdq.QDQ)),
+    )

@@ -15,7 +15,7 @@ CORE = ("cores", "ghz")
 
 @click.command(cls=options.Command)
 @options.model
-@click.option("--seconds", default=10.0, help="Of audio.")
+@options.seconds
 @click.option("--batch", type=click.IntRange(min=1), default=1, help="Utterances in one run.")
 @click.option("--device", type=click.Choice(NAMES), help="Bound the run time on it.")
 @click.option("--cores", type=click.IntRange(min=1), default=1, help="Of a CPU, that work.")

@@ -11,8 +11,7 @@ from onnx_intq import options
 GRIDS = ("weights", "activations", "weight_scale", "override")
 PIPELINE = ("target", *GRIDS, "nonlinear", "io", "cpu")
 """Options that choose passes."""
-DATA = ("data", "ranges", "method", "observer", "seed", "device", "frontend")
-FLOAT_ONLY = (*GRIDS, *DATA, "allow_bn")
+FLOAT_ONLY = (*GRIDS, "method", "seed", "device", "allow_bn")
 """Options that are about making a float model a quantized one."""
 
 
@@ -108,6 +107,9 @@ def quantize(
     lowers = target == "integer" and recipe is None and is_quantized(model)
     if lowers:
         options.refuse_given(context, FLOAT_ONLY, "on a model that is quantized already")
+    if lowers and data is None and ranges is None:
+        why = "on a model that is quantized already, without --data or --ranges"
+        options.refuse_given(context, ("observer", "frontend"), why)
     chosen = options.split_overrides(override)
     passes = recipes.pipeline(
         target,
