@@ -94,6 +94,10 @@ def _show_precisions(sidecar: Sidecar) -> None:
         found = sidecar.precisions(kind)
         if not found:
             continue
+        if len(found) == 1 and "int8" not in found:  # a float32 or float16 engine
+            ((precision, count),) = found.items()
+            click.echo(f"{precision:10} {count} of {count} {words}")
+            continue
         others = ", ".join(
             f"{n} {precision}" for precision, n in found.items() if precision != "int8"
         )

@@ -53,6 +53,12 @@ def test_a_build_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_float16_engine_names_no_product(capsys: pytest.CaptureFixture[str]) -> None:
+    halves = tuple(replace(product, precision="half") for product in CONVOLUTIONS)
+    show_build(replace(SIDECAR, products=halves), FILE, reused=False, note="", as_json=False)
+    assert "half       15 of 15 convolutions" in capsys.readouterr().out.splitlines()
+
+
 def test_an_engine_that_was_kept_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     kept = replace(SIDECAR, alone=(), gpu=None, products=())
     show_build(kept, FILE, reused=True, note="no GPU here", as_json=False)
