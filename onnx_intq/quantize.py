@@ -87,13 +87,7 @@ def quantize(
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
     graph = load(model)
-    calibrates = any("calibrated" in spec.needs for spec in passes)
-    if calibrates or not _lowers(passes):
-        require_float(graph)
-    else:
-        require_qdq(graph)
-    split = _split(passes, calibrates=calibrates or not source.is_synthetic)
-    require_matches(graph, passes)
+    split = _checked(graph, passes, source)
     same = _started(graph, source)
     if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
         convert_opset(graph, QDQ_OPSET)
@@ -111,11 +105,8 @@ def quantize(
         ctx.facts.add("calibrated")
         metadata(graph)["onnx_intq.observer"] = observer or found.observer
     reports += run(graph, passes[split:], ctx, hooks)
-    left = [entry for r in reports if "quantized" in r.spec.gives for entry in r.skipped]
     integer_only = _prove(graph, reports, allow_float=allow_float) if _lowers(passes) else None
-    quantized = quantized_nodes(graph, {name for name, _ in left})
-    if _quantizes(passes) and not quantized:
-        raise IntqError(describe_nothing(left))
+    quantized = _counted(graph, passes, reports)
     metadata(graph).update(_provenance(model, passes))
     metadata(graph)["onnx_intq.seed"] = str(source.seed)
     clock.lap("passes")
@@ -269,6 +260,26 @@ def is_quantized(model: Path) -> bool:
         IntqError: It is no ONNX file.
     """
     return any(node.op in QDQ for node in load(model).nodes)
+
+
+def _checked(graph: gs.Graph, passes: Sequence[Pass], source: Source) -> int:
+    """Refuse models that do not suit the passes; return how many passes run before calibration."""
+    calibrates = any("calibrated" in spec.needs for spec in passes)
+    if calibrates or not _lowers(passes):
+        require_float(graph)
+    else:
+        require_qdq(graph)
+    require_matches(graph, passes)
+    return _split(passes, calibrates=calibrates or not source.is_synthetic)
+
+
+def _counted(graph: gs.Graph, passes: Sequence[Pass], reports: Sequence[Report]) -> dict[str, int]:
+    """Operator type -> nodes that run on integers; at least one where the passes quantize."""
+    left = [entry for r in reports if "quantized" in r.spec.gives for entry in r.skipped]
+    quantized = quantized_nodes(graph, {name for name, _ in left})
+    if _quantizes(passes) and not quantized:
+        raise IntqError(describe_nothing(left))
+    return quantized
 
 
 def _split(passes: Sequence[Pass], *, calibrates: bool) -> int:
