@@ -48,9 +48,11 @@ class Checked:
         """
         failed = []
         if self.problems:
-            failed.append(f"{len(self.problems)} problems for target {self.target}")
+            count = len(self.problems)
+            noun = "problem" if count == 1 else "problems"
+            failed.append(f"{count} {noun} for target {self.target}")
         if self.proof and self.proof.findings:
-            failed.append(f"{len(self.proof.findings)} places are not integer-only")
+            failed.append(_places(self.proof))
         return failed
 
 
@@ -107,6 +109,11 @@ def _show_problems(target: str, problems: Sequence[Problem], quantized: bool) ->
         click.echo(f"ready for {target}: no problem found{note}")
 
 
+def _places(proof: Proof) -> str:
+    count = len(proof.findings)
+    return "1 place is not integer-only" if count == 1 else f"{count} places are not integer-only"
+
+
 def _show_rules(title: str, problems: Sequence[Problem]) -> None:
     rows = [(p.rule, p.node, p.message) for p in problems[:SHOWN]]
     table(title, ("rule", "node", "what to do"), rows)
@@ -126,7 +133,7 @@ def _show_proof(proof: Proof, risks: Sequence[Risk] | None) -> None:
     boundary = f"{proof.quantizers} QuantizeLinear, {proof.dequantizers} DequantizeLinear"
     if proof.findings:
         rows = [(f.node, f.tensor, f.why) for f in proof.findings[:SHOWN]]
-        title = f"{len(proof.findings)} places are not integer-only"
+        title = _places(proof)
         table(title, ("node", "tensor", "what was found"), rows)
         kinds = Counter(f.why.partition(";")[0] for f in proof.findings)
         click.echo(", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(SHOWN)))

@@ -22,6 +22,7 @@ from onnx_intq.engine_profile import Profile, profiles
 from onnx_intq.engine_session import EngineSession
 from onnx_intq.files import check_output, first_line, read_text, sha256, write_atomically
 from onnx_intq.graph import load, metadata
+from onnx_intq.integer_only import is_integer_only
 from onnx_intq.transform import IntqError
 
 RECIPE = "onnx_intq.recipe"
@@ -155,6 +156,11 @@ def build_file(request: Request, output: Path, *, force: bool = False) -> tuple[
     """
     _check_paths(request, output)
     graph = load(request.model)
+    if is_integer_only(graph):
+        raise IntqError(
+            f"{request.model}: the model is integer-only, and TensorRT has no integer products; "
+            "expected Q/DQ nodes; quantize the float model with --target tensorrt"
+        )
     request = replace(request, shapes=profiles(graph, request.shapes))
     recorded = None if force else _of_this_version(output)
     times = _timing_cache(request, recorded)

@@ -70,6 +70,12 @@ class Proof:
     unread: tuple[str, ...]
 
 
+def is_integer_only(graph: gs.Graph) -> bool:
+    """Whether a graph computes with integers, and with nothing else."""
+    products = any(node.op in {"ConvInteger", "MatMulInteger"} for node in graph.nodes)
+    return products and not prove(graph)
+
+
 def prove(model: onnx.ModelProto | gs.Graph) -> list[Finding]:
     """Everything that keeps `model` from being integer-only; empty if it is.
 

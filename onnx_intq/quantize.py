@@ -23,7 +23,7 @@ from onnx_intq.graph import (
     subgraphs,
     with_metadata,
 )
-from onnx_intq.integer_only import prove
+from onnx_intq.integer_only import is_integer_only, prove
 from onnx_intq.lowering import GRIDS_KEY
 from onnx_intq.qdq import QDQ
 from onnx_intq.recipes import PREPARE
@@ -216,7 +216,7 @@ def require_qdq(graph: gs.Graph) -> None:
         IntqError: Naming the node or tensor.
     """
     require_float32(graph)
-    if GRIDS_KEY in metadata(graph) and not prove(graph):
+    if is_integer_only(graph):
         raise IntqError(
             "the model is integer-only already; expected a float or a Q/DQ model; "
             "start from the file it was made of"

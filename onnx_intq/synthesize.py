@@ -117,7 +117,7 @@ def synthesize(
     if not norms and recipe.method != "random":
         raise IntqError(
             "the model has no BatchNormalization to match; expected at least one; export it with "
-            "BatchNormalization kept, or give real feeds with --data"
+            "BatchNormalization kept, or quantize it with real feeds, --data"
         )
     net = TorchGraph(graph, taps=[norm.tap for norm in norms]).to(device)
     length = max(recipe.steps, 1)
@@ -187,7 +187,7 @@ def _start(
         else:
             raise IntqError(
                 f"input {spec} holds integers that cannot be optimised; expected features and "
-                "lengths; give real feeds with --data"
+                "lengths; quantize it with real feeds, --data"
             )
     return latents, lengths
 
@@ -209,7 +209,7 @@ def _shape(spec: TensorSpec, recipe: Recipe) -> tuple[int, ...]:
     if not spec.shape or any(axis not in (0, dynamic[-1]) for axis in dynamic):
         raise IntqError(
             f"input {spec} has dynamic axes other than batch and time; expected at most these two; "
-            "fix the others in the export, or give real feeds with --data"
+            "fix the others in the export, or quantize it with real feeds, --data"
         )
     sizes = {0: recipe.batch_size} | {axis: recipe.frames for axis in dynamic if axis}
     return tuple(

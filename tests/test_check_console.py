@@ -63,7 +63,7 @@ def test_the_parser_is_named_with_what_it_says(capsys: Captured) -> None:
     show_check(Checked(target="tensorrt", parse=parse()), as_json=False)
     assert capsys.readouterr().out.endswith("parser: tensorrt-rtx 1.7 takes it, 3 layers\n")
     found = Checked(target="tensorrt", problems=[PROBLEM], parse=parse(REFUSAL))
-    with pytest.raises(CheckFailed, match=r"^1 problems for target tensorrt$"):
+    with pytest.raises(CheckFailed, match=r"^1 problem for target tensorrt$"):
         show_check(found, as_json=False)
     assert capsys.readouterr().out.endswith("parser: tensorrt-rtx 1.7 refuses it\n")
     with pytest.raises(CheckFailed):
@@ -129,7 +129,7 @@ def test_a_failed_proof_names_the_places(capsys: Captured) -> None:
     assert lines[0] == "15 places are not integer-only"
     assert sum("float; expected" in line for line in lines) == SHOWN
     assert lines[-1] == "makes float: 15"
-    with pytest.raises(CheckFailed, match=r"^1 problems for target ort; 15 places are not"):
+    with pytest.raises(CheckFailed, match=r"^1 problem for target ort; 15 places are not"):
         show_check(Checked(target="ort", problems=[PROBLEM], proof=proof), as_json=True)
     found = read(capsys)
     assert found.keys() == {"target", "problems", "warnings", "integer_only"}

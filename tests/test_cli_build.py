@@ -129,3 +129,13 @@ def test_what_cannot_be_done_is_one_line(
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert [path.name for path in Path().iterdir()] == ["m.onnx"]
+
+
+def test_an_integer_only_model_is_refused(tmp_path: Path, command: Command) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+        g (int8[n, 1, t] x, int8[1, 1, 1] w) => (int32[n, 1, t] y) { y = ConvInteger(x, w) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "i.onnx")
+    code, _, err = command("build", tmp_path / "i.onnx", "-o", tmp_path / "e.engine")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is integer-only, and TensorRT has no integer products" in err
+    assert not (tmp_path / "e.engine").exists()
