@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from hypothesis import settings
 
 from onnx_intq.cli import main
 from onnx_intq.frontend import Frontend
@@ -23,6 +24,9 @@ from onnx_intq.runtime import Session
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, labels_to_json
 from onnx_intq.transform import Context, Pass, run
 from onnx_intq.verify import well_formed
+
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")  # a law that fails once fails every time
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., tuple[int, str, str]]
