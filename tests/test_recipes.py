@@ -375,7 +375,8 @@ def passes_time(blocks: int) -> tuple[int, float]:
 
 @pytest.mark.slow
 def test_time_is_linear_in_the_number_of_nodes() -> None:
-    small, large = passes_time(84), passes_time(334)
+    # The shortest of three: others may use the machine at the same time.
+    small, large = (min(passes_time(n) for _ in range(3)) for n in (84, 334))
     assert (small[0], large[0]) == (1011, 4011)
     # Four times the nodes; half as much again for noise and caches.
     assert large[1] < 6 * small[1]
