@@ -15,7 +15,7 @@ from onnx_intq.engine_profile import with_batch
 from onnx_intq.engine_session import EngineSession
 from onnx_intq.feeds import Batch
 from onnx_intq.graph import metadata
-from onnx_intq.runtime import Timing
+from onnx_intq.runtime import Timing, timings
 from onnx_intq.shapes import input_shapes
 from onnx_intq.transform import IntqError
 from onnx_intq.verify import random_feeds
@@ -106,16 +106,7 @@ def _time(turns: Sequence[Callable[[], float]], rounds: int) -> Iterator[Timing]
         for turn in turns:
             turn()
     times = np.array([[turn() for turn in turns] for _ in range(rounds)])
-    ratios = np.median(times / times[:, :1], axis=0)
-    percentiles = np.percentile(times, (10, 50, 90), axis=0)
-    for (low, median, high), ratio in zip(percentiles.T, ratios, strict=True):
-        yield Timing(
-            median=float(median),
-            low=float(low),
-            high=float(high),
-            ratio=float(ratio),
-            rounds=rounds,
-        )
+    yield from timings(times)
 
 
 def _row(

@@ -221,9 +221,10 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
             "keep the node float"
         )
     base = step.first + (WRAP if grid.signed else 0)
-    if grid.bits <= 8:
-        step = friendly(step, base)
     found = division(step, base) if grid.bits <= 8 else None
+    if found is None and grid.bits <= 8:  # rare: the search is made once as a rule
+        step = friendly(step, base)
+        found = division(step, base)
     if found is None:
         multiplier = Dyadic(step.multiplier.b.reshape(shape), step.multiplier.c.reshape(shape))
         limits: dict[str, Any] = {"low": step.first, "high": step.last}

@@ -168,7 +168,7 @@ def latency(
     start = time.perf_counter()
     while len(times) < rounds or time.perf_counter() - start < seconds:
         times.append([_time(session, batch) for session, batch in turns])
-    return list(_timings(np.array(times)))
+    return list(timings(np.array(times)))
 
 
 def optimized_ops(model: Model) -> Counter[str]:
@@ -306,7 +306,8 @@ def _time(session: Session, feeds: Batch) -> float:
     return time.perf_counter() - start
 
 
-def _timings(times: npt.NDArray[np.float64]) -> Iterator[Timing]:
+def timings(times: npt.NDArray[np.float64]) -> Iterator[Timing]:
+    """What each column of [rounds, models] says, in seconds; ratios are to the first."""
     ratios = np.median(times / times[:, :1], axis=0)
     percentiles = np.percentile(times, (10, 50, 90), axis=0)
     for (low, median, high), ratio in zip(percentiles.T, ratios, strict=True):

@@ -382,28 +382,3 @@ def test_declines_an_unknown_rank() -> None:
     model.tensors()["a"].shape = None
     assert IntegerizeMatmul().run(model, ctx) == 0
     assert ctx.remaining == [("MatMul_2", "the rank of its input 'a' is unknown")]
-
-
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_lowers_what_onnxruntime_quantized(foreign: Any, signed: bool, per_channel: bool) -> None:
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[n, 12] x) => (float[n, 3] y) { y = Gemm<transB = 1>(x, w, b) }"""
-    float_model = onnx.parser.parse_model(text)
-    for name, shape in {"w": (3, 12), "b": (3,)}.items():
-        values = RANDOM.standard_normal(shape).astype(np.float32)
-        float_model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    x = RANDOM.standard_normal((500, 12)).astype(np.float32)
-    types = pytest.importorskip("onnxruntime.quantization").QuantType
-    chosen = {"weight_type": types.QInt8, "activation_type": types.QInt8} if signed else {}
-    model = foreign(float_model, [{"x": x}], per_channel=per_channel, **chosen)
-    before = outputs(model, x=x)
-    ctx = Context(facts={"quantized"})
-    run(model, parse("complete_qdq, integerize_matmul"), ctx, [well_formed])
-    assert not ctx.remaining
-    assert prove(model) == []
-    assert ops(model)[:2] == ["QuantizeLinear", "MatMulInteger"]
-    step = float(model.outputs[0].inputs[0].inputs[1].values)
-    moved = np.abs(outputs(model, x=x) - before)
-    assert moved.max() <= step * (1 + 1e-5)
-    assert (moved > step / 2).mean() < 0.01

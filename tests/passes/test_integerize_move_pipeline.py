@@ -6,26 +6,17 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
 
 from onnx_intq.calibrate import calibrate
 from onnx_intq.graph import graph_from_model, model_from_graph
 from onnx_intq.integer_only import prove
-from onnx_intq.lowering import GRIDS
-from onnx_intq.registry import load, parse
+from onnx_intq.registry import parse
 from onnx_intq.runtime import Session
 from onnx_intq.transform import Context, run
 from onnx_intq.verify import well_formed
 
-IntegerizeMove = load("integerize_move")
 RANDOM = np.random.default_rng(0)
-XS, YS = np.float32(0.02), np.float32(0.031)
-INT64 = np.int64
-MASK: Any = np.array([[True, False, True], [False, True, False]])
-FIXED: Any = np.array([[-0.5, 0.0, 0.7], [1.1, -9.0, 9.0]], np.float32)
-law = settings(max_examples=60, deadline=None)
-TYPES = st.sampled_from(sorted(GRIDS))
+XS = np.float32(0.02)
 
 
 def ops(model: gs.Graph) -> list[str]:
