@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 import onnx_intq
-from onnx_intq import ranges as ranges_file
 from onnx_intq.graph import (
     check_output,
     convert_opset,
@@ -38,6 +37,7 @@ from onnx_intq.summary import (
     describe_remaining,
     quantized_nodes,
 )
+from onnx_intq.supply import Supply
 from onnx_intq.transform import (
     CheckFailed,
     Context,
@@ -87,24 +87,26 @@ def quantize(
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
     graph = load(model)
-    split = _checked(graph, passes, source)
+    _check(graph, passes)
     same = _started(graph, source)
     if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
         convert_opset(graph, QDQ_OPSET)
     hooks: list[Hook] = [well_formed, same] if verify else [well_formed]
     original = with_metadata(graph.copy(), graph) if source.is_synthetic else graph
+    supply = Supply(
+        source=source, original=original, passes=passes, observer=observer, bar=bar, lap=clock.lap
+    )
     ctx = Context(facts=known_facts(graph))
-    check_order(passes, ctx.facts | {"calibrated"})  # before data is made
+    check_order(passes, ctx.facts | supply.facts())  # before data is made
     clock.lap("load")
-    reports = run(graph, passes[:split], ctx, hooks)
+    reports: list[Report] = []
+    for part in supply.parts(ctx.facts):
+        _require_none(reports, allow_bn=allow_bn, allow_float=True)
+        supply.before(part, graph, ctx)
+        stage = "passes" if reports else "prepare"
+        reports += run(graph, part, ctx, hooks)
+        clock.lap(stage)
     _require_none(reports, allow_bn=allow_bn, allow_float=True)
-    clock.lap("prepare")
-    if split < len(passes):
-        found = source.ranges_of(graph, original, metadata(graph), observer, bar, clock.lap)
-        ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
-        ctx.facts.add("calibrated")
-        metadata(graph)["onnx_intq.observer"] = observer or found.observer
-    reports += run(graph, passes[split:], ctx, hooks)
     integer_only = _prove(graph, reports, allow_float=allow_float) if _lowers(passes) else None
     quantized = _counted(graph, passes, reports)
     metadata(graph).update(_provenance(model, passes))
@@ -132,14 +134,17 @@ def run_recipe(
     model: Path,
     output: Path | None,
     passes: Sequence[Pass],
-    ranges: Path | None,
+    source: Source,
     *,
     observer: str | None = None,
     allow_bn: bool = False,
     allow_float: bool = False,
     verify: bool = False,
+    bar: Bar,
 ) -> tuple[list[Report], dict[str, Drift]]:
     """Run any passes over the file `model`, into `output` unless that is None.
+
+    Nothing is synthesized: passes that need data or ranges get them from `source` alone.
 
     Returns:
         What each pass did, and (with `verify`) the drift after each inexact one.
@@ -149,23 +154,25 @@ def run_recipe(
         IntqError: Bad input, or a pass failed; no file is written.
     """
     if output is not None:
-        check_output(output, model, ranges)
+        check_output(output, model, source.ranges, source.data)
     graph = load(model)
     require_matches(graph, passes)
     ctx = Context(facts=known_facts(graph))
-    if ranges is not None:
-        found = ranges_file.read(ranges)
-        ctx.ranges = found.select(observer, symmetric=_is_symmetric(passes))
-        ctx.facts.add("calibrated")
-        metadata(graph)["onnx_intq.observer"] = observer or found.observer
-        metadata(graph)["onnx_intq.ranges_sha256"] = found.sha256
     hooks: list[Hook] = [well_formed]
     drifts: dict[str, Drift] = {}
     if verify:
         same = SameFunction(small_feeds(graph), drifts)
         same.start(graph)
         hooks.append(same)
-    reports = run(graph, passes, ctx, hooks)
+    supply = Supply(
+        source=source, original=graph, passes=passes, observer=observer, bar=bar, lap=_Clock().lap
+    )
+    given = set[str]() if source.is_synthetic else supply.facts()
+    check_order(passes, ctx.facts | given)
+    reports: list[Report] = []
+    for part in supply.parts(ctx.facts):
+        supply.before(part, graph, ctx)
+        reports += run(graph, part, ctx, hooks)
     _require_none(reports, allow_bn=allow_bn, allow_float=allow_float)
     if output is not None:
         metadata(graph).update(_provenance(model, passes))
@@ -262,15 +269,13 @@ def is_quantized(model: Path) -> bool:
     return any(node.op in QDQ for node in load(model).nodes)
 
 
-def _checked(graph: gs.Graph, passes: Sequence[Pass], source: Source) -> int:
-    """Refuse models that do not suit the passes; return how many passes run before calibration."""
-    calibrates = any("calibrated" in spec.needs for spec in passes)
-    if calibrates or not _lowers(passes):
+def _check(graph: gs.Graph, passes: Sequence[Pass]) -> None:
+    """Refuse models that do not suit the passes."""
+    if any("calibrated" in spec.needs for spec in passes) or not _lowers(passes):
         require_float(graph)
     else:
         require_qdq(graph)
     require_matches(graph, passes)
-    return _split(passes, calibrates=calibrates or not source.is_synthetic)
 
 
 def _counted(graph: gs.Graph, passes: Sequence[Pass], reports: Sequence[Report]) -> dict[str, int]:
@@ -280,12 +285,6 @@ def _counted(graph: gs.Graph, passes: Sequence[Pass], reports: Sequence[Report])
     if _quantizes(passes) and not quantized:
         raise IntqError(describe_nothing(left))
     return quantized
-
-
-def _split(passes: Sequence[Pass], *, calibrates: bool) -> int:
-    """How many passes run before calibration: up to the first that needs or can use ranges."""
-    uses = [i for i, p in enumerate(passes) if "calibrated" in p.needs or "complete" in p.gives]
-    return uses[0] if uses and calibrates else len(passes)
 
 
 def _started(graph: gs.Graph, source: Source) -> SameFunction:
@@ -338,10 +337,6 @@ def _lowers(passes: Sequence[Pass]) -> bool:
 
 def _quantizes(passes: Sequence[Pass]) -> bool:
     return any("quantized" in spec.gives for spec in passes)
-
-
-def _is_symmetric(passes: Sequence[Pass]) -> bool:
-    return any(getattr(p, "target", None) == "tensorrt" for p in passes)
 
 
 def _provenance(model: Path, passes: Sequence[Pass]) -> dict[str, str]:

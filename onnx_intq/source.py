@@ -61,33 +61,27 @@ class Source:
         return self.ranges is None and self.data is None
 
     def ranges_of(
-        self,
-        graph: gs.Graph,
-        original: gs.Graph,
-        record: dict[str, str],
-        observer: str | None,
-        bar: Bar,
-        lap: Callable[[str], None],
+        self, graph: gs.Graph, batches: Iterable[Batch], observer: str | None, bar: Bar
     ) -> Ranges:
-        """Ranges for `graph`; data is made for `original`, which still has its BatchNorms."""
+        """The ranges of the tensors of `graph`: from the file, else from `batches`."""
         if self.ranges is not None:
-            found = ranges_file.read(self.ranges)
-        else:
-            batches = self._batches(original, record, bar)
-            if self.is_synthetic:
-                lap("synthesize")
-            with bar("calibrate") as tick:
-                found = calibrate(graph, batches, observer=observer or OBSERVER, progress=tick)
-        record["onnx_intq.ranges_sha256"] = found.sha256
-        lap("calibrate")
-        return found
+            return ranges_file.read(self.ranges)
+        with bar("calibrate") as tick:
+            return calibrate(graph, batches, observer=observer or OBSERVER, progress=tick)
 
     def real(self, graph: gs.Graph) -> Iterable[Batch]:
         """The feeds found at `data`."""
         frontend = self.frontend or recorded_frontend(graph)
         return read(str(self.data), frontend=frontend, inputs=specs(graph))
 
-    def _batches(self, graph: gs.Graph, record: dict[str, str], bar: Bar) -> Iterable[Batch]:
+    def batches(self, graph: gs.Graph, record: dict[str, str], bar: Bar) -> Iterable[Batch]:
+        """Feeds for `graph`, which still has its BatchNorms: real ones, or made now.
+
+        Args:
+            graph: Whose inputs to feed.
+            record: Metadata, which will say where the feeds are from.
+            bar: Makes a progress bar.
+        """
         if self.data is not None:
             batches = self.real(graph)
             record["onnx_intq.data_sha256"] = fingerprint(self.data)

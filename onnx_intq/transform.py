@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:  # the command line imports this module, and must answer at once
     import onnx_graphsurgeon as gs
 
-FACTS = frozenset({"bn-folded", "calibrated", "quantized", "complete", "integer"})
-"""All a pass may need or give: BatchNorm folded or named; ranges in the context; Q/DQ in place;
-every float result quantized that is to be an integer; every operator on integers, or named."""
+    from onnx_intq.feeds import Batch
+
+FACTS = frozenset(
+    {"bn-folded", "data", "calibrated", "reference", "quantized", "complete", "integer"}
+)
+"""All a pass may need or give: BatchNorm folded or named; feeds in the context; ranges there; the
+float model as it was calibrated there; Q/DQ in place; every float result quantized that is to be an
+integer; every operator on integers, or named."""
 
 
 Range = tuple[float, float]
@@ -38,7 +43,11 @@ class Context:
 
     Attributes:
         facts: Strings of `FACTS` that hold for the model now.
+        feeds: Batches that can be read more than once; present where the fact "data" holds.
         ranges: Tensor name -> (low, high), real units; present where the fact "calibrated" holds.
+        reference: The float model the ranges belong to, with the tensors' names of now; present
+            where the fact "reference" holds. Not to be changed.
+        wide: Names of tensors that need 16 bits, as some pass has measured.
         skipped: (node, reason) pairs, in the order found.
         remaining: Like `skipped`, for what a pass had to leave although it should have gone; a
             command that sees any exits 1 unless told otherwise.
@@ -46,6 +55,9 @@ class Context:
 
     facts: set[str] = field(default_factory=set[str])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
+    feeds: Iterable[Batch] = ()
+    reference: gs.Graph | None = None
+    wide: set[str] = field(default_factory=set[str])
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     remaining: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 

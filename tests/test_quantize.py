@@ -204,7 +204,7 @@ def test_batchnorms_that_stay_are_named_and_counted(tiny: Path, data: Path) -> N
     ):
         quantize(tiny, output, recipes.pipeline("ort"), Source(data=data), bar=silent)
     with pytest.raises(CheckFailed, match="cannot be folded"):
-        run_recipe(tiny, output, parse(FLOAT), None)
+        run_recipe(tiny, output, parse(FLOAT), Source(), bar=silent)
     assert not output.exists()
     passes = recipes.pipeline("ort")
     done = quantize(tiny, output, passes, Source(data=data), allow_bn=True, bar=silent)
@@ -218,7 +218,7 @@ def test_nothing_is_called_quantized_that_is_not(tiny: Path, data: Path) -> None
     with pytest.raises(IntqError, match=r"nothing was quantized \(Conv_0: kept float by request"):
         quantize(tiny, output, kept, Source(data=data), bar=silent)
     with pytest.raises(IntqError, match=r"no node matches 'Relu_2'; expected .*'Conv_0'"):
-        run_recipe(tiny, output, parse("insert_qdq(keep=('Relu_2',))"), None)
+        run_recipe(tiny, output, parse("insert_qdq(keep=('Relu_2',))"), Source(), bar=silent)
     assert not output.exists()
 
 
@@ -238,7 +238,7 @@ def test_verification_stops_a_pass_that_is_not_what_it_claims(tiny: Path) -> Non
     with pytest.raises(PassError, match="although it is exact"):
         quantize(tiny, output, [Break()], Source(), verify=True, bar=silent)
     with pytest.raises(PassError, match="although it is exact"):
-        run_recipe(tiny, output, [Break()], None, verify=True)
+        run_recipe(tiny, output, [Break()], Source(), verify=True, bar=silent)
     assert not output.exists()
 
 
@@ -246,14 +246,16 @@ def test_run_measures_the_drift_of_inexact_passes(tiny: Path, data: Path) -> Non
     ranges, output = tiny.with_name("r.json"), tiny.with_name("o.onnx")
     calibrate(prepared(tiny), feeds.read(data)).write(ranges)
     passes = parse("fold_bn, insert_qdq, quantize_weights")
-    reports, drifts = run_recipe(tiny, output, passes, ranges, observer="minmax", verify=True)
+    reports, drifts = run_recipe(
+        tiny, output, passes, Source(ranges=ranges), observer="minmax", verify=True, bar=silent
+    )
     assert [report.changes for report in reports] == [1, 2, 2]
     assert drifts.keys() == {"insert_qdq", "quantize_weights"}
     assert drifts["insert_qdq"].sqnr > 15
     found = metadata(load(output))
     assert found["onnx_intq.source_sha256"] == sha256(tiny)
     assert found["onnx_intq.ranges_sha256"] == sha256(ranges)
-    assert run_recipe(tiny, None, passes, ranges)[1] == {}
+    assert run_recipe(tiny, None, passes, Source(ranges=ranges), bar=silent)[1] == {}
 
 
 def test_facts_are_read_off_the_model(tiny: Path, data: Path) -> None:
@@ -263,7 +265,7 @@ def test_facts_are_read_off_the_model(tiny: Path, data: Path) -> None:
     quantize(tiny, output, recipes.pipeline("ort"), Source(data=data), bar=silent)
     assert known_facts(load(output)) == {"bn-folded", "quantized"}
     # A quantized model can be worked on further, though not be quantized again.
-    reports, _ = run_recipe(output, None, parse("quantize_bias"), None)
+    reports, _ = run_recipe(output, None, parse("quantize_bias"), Source(), bar=silent)
     assert reports[0].changes == 2
 
 

@@ -163,13 +163,19 @@ def test_recipes_of_ones_own_may_lower(tiny: Path, qdq: Path) -> None:
     ranges, output = tiny.with_name("r.json"), tiny.with_name("o.onnx")
     calibrate(prepared(tiny), feeds.read(tiny.with_name("data.npz"))).write(ranges)
     passes = parse(render(recipes.pipeline("integer")))
-    run_recipe(tiny, output, passes, ranges, verify=True)
+    run_recipe(tiny, output, passes, Source(ranges=ranges), verify=True, bar=silent)
     assert examine(onnx.load(output)).findings == ()
-    run_recipe(qdq, output, parse("complete_qdq, integerize_conv"), None)
+    run_recipe(qdq, output, parse("complete_qdq, integerize_conv"), Source(), bar=silent)
     assert known_facts(load(output)) == {"bn-folded", "quantized", "complete"}
-    run_recipe(output, qdq.with_name("p.onnx"), parse("integerize_softmax, integerize_move"), None)
+    run_recipe(
+        output,
+        qdq.with_name("p.onnx"),
+        parse("integerize_softmax, integerize_move"),
+        Source(),
+        bar=silent,
+    )
     again = qdq.with_name("p.onnx")
-    run_recipe(again, output, parse("integerize_boundary"), None)
+    run_recipe(again, output, parse("integerize_boundary"), Source(), bar=silent)
     assert examine(onnx.load(output)).findings == ()
 
 
