@@ -33,6 +33,8 @@ NEWEST_TRACED = 20
 """Newest opset torch's tracing exporter writes; later ones are converted to."""
 EXAMPLE_FRAMES = 64
 """Frames of the input the network is traced with; the file takes any number."""
+COMPUTED = "onnx::"
+"""What the exporter's names for constants that it has computed begin with."""
 
 
 def export_named(
@@ -101,10 +103,11 @@ def export(
         IntqError: The opset is not supported or the file cannot be written.
     """
     _check_opset(opset)
-    traced = _trace(module, frontend.features, min(opset, NEWEST_TRACED), lengths)
-    model = graph.graph_from_model(traced)
+    traced = min(opset, NEWEST_TRACED)
+    model = graph.graph_from_model(_trace(module, frontend.features, traced, lengths))
     _own_copies(model)
     _name_results(model)
+    _name_constants(model)
     graph.convert_opset(model, opset)
     graph.metadata(model).update(
         {
@@ -145,6 +148,8 @@ def _trace(module: nn.Module, features: int, opset: int, lengths: bool) -> onnx.
         # are folded here are those of shape arithmetic only.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "It is recommended that constant folding be turned off")
+        # Shapes are written as operators; their values while tracing serve the example alone.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         target = Path(folder) / "traced.onnx"
         torch.onnx.export(
             module,
@@ -187,14 +192,37 @@ def _own_copies(model: gs.Graph) -> None:
 
 
 def _name_results(model: gs.Graph) -> None:
-    """Name tensors after the modules that compute them: short, and alike in every export."""
+    """Name tensors after the modules that compute them: short, and alike in every export.
+
+    Of several operators of one module, the first has its name; if no other module is inside it,
+    the last, which gives the module's result.
+    """
+    paths = [node.name.strip("/").replace("/", ".") for node in model.nodes]
+    modules = [path.rpartition(".")[0] for path in paths]
+    around = {module.rpartition(".")[0] for module in modules}
+    last = {module: index for index, module in enumerate(modules)}
     taken = set(model.tensors())
     outputs = {id(tensor) for tensor in model.outputs}
-    for node in model.nodes:
-        path = node.name.strip("/").replace("/", ".")
-        module = path.rpartition(".")[0]
+    for index, (node, path, module) in enumerate(zip(model.nodes, paths, modules, strict=True)):
+        named = module in around or last[module] == index
         for tensor in node.outputs:
-            name = module if module and module not in taken else path
+            name = module if module and module not in taken and named else path
             if id(tensor) not in outputs and name not in taken:
                 tensor.name = name
                 taken.add(name)
+
+
+def _name_constants(model: gs.Graph) -> None:
+    """Name the constants that the exporter has computed after what reads them first.
+
+    Such are the weights of linear layers, which it transposes.
+    """
+    taken = set(model.tensors())
+    for node in model.nodes:
+        path = node.name.strip("/").replace("/", ".")
+        weight = f"{path.rpartition('.')[0]}.weight"
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and tensor.name.startswith(COMPUTED):
+                is_weight = node.op == "MatMul" and weight not in taken
+                tensor.name = weight if is_weight else f"{path}.constant"
+                taken.add(tensor.name)

@@ -6,7 +6,7 @@ the separable form: Kriman et al., "QuartzNet", ICASSP 2020, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ class BlockConfig:
     dilation: int = 1
     dropout: float = 0.0
     residual: bool = False
+    residual_dense: bool = False
     separable: bool = False
 
     def __post_init__(self) -> None:
@@ -48,6 +49,8 @@ class BlockConfig:
                 f"{self}: the block's output is shorter than its input, so they cannot be added; "
                 "expected stride 1; set residual: false"
             )
+        if self.residual_dense and not self.residual:
+            raise IntqError(f"{self}: residual_dense needs residual; correct the block")
 
 
 class MaskedConv1d(nn.Module):
@@ -83,11 +86,21 @@ class MaskedConv1d(nn.Module):
 
 
 class JasperBlock(nn.Module):
-    """`repeat` convolutions, each with BatchNorm, and one 1x1 convolution around all of them."""
+    """`repeat` convolutions, each with BatchNorm, and one 1x1 convolution around all of them.
+
+    A dense residual block has one 1x1 convolution for the input of each dense block so far: those
+    of `earlier`, and its own.
+    """
 
     def __init__(
-        self, inputs: int, config: BlockConfig, activation: Callable[[], nn.Module]
+        self,
+        inputs: int,
+        config: BlockConfig,
+        activation: Callable[[], nn.Module],
+        *,
+        earlier: Sequence[int] = (),
     ) -> None:
+        """Build it for an input of `inputs` channels and earlier ones of `earlier` channels."""
         super().__init__()
         steps: list[nn.Module] = []
         for step in range(config.repeat):
@@ -96,15 +109,20 @@ class JasperBlock(nn.Module):
             steps += _convolutions(config.filters if step else inputs, config)
         self.mconv = nn.ModuleList(steps)
         pointwise = BlockConfig(filters=config.filters, kernel=1)
-        branches = [_convolutions(inputs, pointwise)] if config.residual else []
-        self.res = nn.ModuleList(map(nn.ModuleList, branches))
+        sources = (*earlier, inputs) if config.residual else ()
+        self.res = nn.ModuleList(
+            nn.ModuleList(_convolutions(channels, pointwise)) for channels in sources
+        )
         self.mout = nn.Sequential(activation(), nn.Dropout(config.dropout))
 
-    def forward(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map [batch, channels, time] to [batch, filters, time']."""
+    def forward(
+        self, signal: Tensor, mask: Tensor | None, earlier: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map [batch, channels, time] to [batch, filters, time']; `earlier` are such, too."""
         output, output_mask = run_masked(self.mconv.children(), signal, mask)
-        for branch in self.res:
-            output = output + run_masked(branch.children(), signal, mask)[0]
+        sources = (*earlier, signal) if len(self.res) else ()
+        for branch, source in zip(self.res, sources, strict=True):
+            output = output + run_masked(branch.children(), source, mask)[0]
         return self.mout(output), output_mask
 
 
@@ -122,7 +140,7 @@ def run_masked(
 ) -> tuple[Tensor, Tensor | None]:
     """Run layers in a row, handing the mask [batch, 1, time] to those that use it."""
     for step in steps:
-        if isinstance(step, MaskedConv1d | JasperBlock):
+        if isinstance(step, MaskedConv1d):
             signal, mask = step(signal, mask)
         else:
             signal = step(signal)

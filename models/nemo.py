@@ -1,8 +1,8 @@
-"""Reads and writes NeMo's `.nemo` files of QuartzNet models, running nothing that is inside them.
+"""Reads and writes NeMo's `.nemo` files of CTC models, running nothing that is inside them.
 
-A `.nemo` file is a tar archive, gzipped or not, that holds `model_config.yaml` and
-`model_weights.ckpt`. Members are read in memory, never extracted, and the weights are loaded
-without unpickling anything but tensors.
+A `.nemo` file is a tar archive, gzipped or not, that holds `model_config.yaml`,
+`model_weights.ckpt` and, with a BPE vocabulary, a tokenizer. Members are read in memory, never
+extracted, and the weights are loaded without unpickling anything but tensors.
 """
 
 from __future__ import annotations
@@ -21,23 +21,36 @@ from torch import Tensor, nn
 
 from onnx_intq.frontend import Frontend
 from onnx_intq.graph import first_line, write_atomically
-from onnx_intq.models.nemo_config import frontend_from_nemo, nemo_from_network, network_from_nemo
+from onnx_intq.models.conformer import Conformer, ConformerConfig
+from onnx_intq.models.nemo_config import (
+    NetworkConfig,
+    frontend_from_nemo,
+    lists_labels,
+    nemo_from_network,
+    network_from_nemo,
+)
 from onnx_intq.models.quartznet import QuartzNet
+from onnx_intq.models.tokenizer import pieces
 from onnx_intq.transform import IntqError
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
+TOKENIZER = ".model"
+"""How the name of a SentencePiece model ends."""
 MODULES = ("encoder.", "decoder.")
 """Prefixes of the parameters that make up the network; the front end's buffers are derived."""
 SHOWN = 3
 """Names an error lists of each kind of mismatch before it only counts."""
 
 
+Network = QuartzNet | Conformer
+
+
 @dataclass(frozen=True, kw_only=True)
 class NemoModel:
     """A network in evaluation mode, and the front end its features come from."""
 
-    network: QuartzNet
+    network: Network
     frontend: Frontend
 
 
@@ -45,20 +58,29 @@ def read_nemo(path: str | Path) -> NemoModel:
     """Build the model a `.nemo` file describes and load its weights.
 
     Raises:
-        IntqError: The file is missing, unsafe, incomplete or no QuartzNet; the message names it.
+        IntqError: The file is missing, unsafe, incomplete or of another network; the message names
+            it and what does not fit.
     """
     members = _read_members(Path(path))
     try:
         config = _parse_config(members[CONFIG])
-        network, frontend = QuartzNet(network_from_nemo(config)), frontend_from_nemo(config)
+        network, frontend = build(_network(config, members)), frontend_from_nemo(config)
         load_weights(network, _parse_weights(members[WEIGHTS]))
     except IntqError as error:
         raise IntqError(f"{path}: {error}") from error
     return NemoModel(network=network.eval(), frontend=frontend)
 
 
-def write_nemo(path: str | Path, network: QuartzNet, frontend: Frontend) -> None:
-    """Write a `.nemo` file that `read_nemo` and NeMo read; same model, same bytes.
+def build(config: NetworkConfig) -> Network:
+    """The network of a configuration, with initial weights."""
+    return Conformer(config) if isinstance(config, ConformerConfig) else QuartzNet(config)
+
+
+def write_nemo(path: str | Path, network: Network, frontend: Frontend) -> None:
+    """Write a `.nemo` file that `read_nemo` reads; same model, same bytes.
+
+    NeMo reads it with `strict=False`: it makes the front end's window and filters itself. Labels
+    are written as a list, also those that came from a tokenizer, which is left out.
 
     Raises:
         IntqError: The file cannot be written.
@@ -139,6 +161,14 @@ def _read_members(path: Path) -> dict[str, bytes]:
     return members
 
 
+def _network(config: Mapping[str, object], members: Mapping[str, bytes]) -> NetworkConfig:
+    """The network's configuration; its labels from the tokenizer only if they are not listed."""
+    tokenizer = next((members[name] for name in members if name.endswith(TOKENIZER)), None)
+    if tokenizer is None or lists_labels(config):
+        return network_from_nemo(config)
+    return network_from_nemo(config, pieces(tokenizer))
+
+
 def _wanted_members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     for member in tar:
         name = PurePosixPath(member.name)
@@ -148,7 +178,8 @@ def _wanted_members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
                 "archive; do not use this file"
             )
         content = tar.extractfile(member)
-        if content is not None and str(name) in (CONFIG, WEIGHTS):
+        wanted = str(name) in (CONFIG, WEIGHTS) or name.suffix == TOKENIZER
+        if content is not None and wanted:
             yield str(name), content.read()
 
 

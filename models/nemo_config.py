@@ -1,22 +1,37 @@
-"""Translates the `model_config.yaml` of a NeMo QuartzNet model to our configuration and back."""
+"""Translates the `model_config.yaml` of a NeMo CTC model to our configuration and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from onnx_intq.frontend import RENAMED, Frontend
+from onnx_intq.models.conformer import ConformerConfig
 from onnx_intq.models.jasper_block import BlockConfig
+from onnx_intq.models.nemo_conformer import TARGET as CONFORMER
+from onnx_intq.models.nemo_conformer import conformer_from_nemo, nemo_from_conformer
+from onnx_intq.models.nemo_fields import (
+    Section,
+    class_name,
+    flag,
+    items,
+    only_one,
+    real,
+    refuse,
+    text,
+    whole,
+)
 from onnx_intq.models.quartznet import QuartzNetConfig
 from onnx_intq.transform import IntqError
 
-Section = Mapping[str, object]
-
+NetworkConfig = QuartzNetConfig | ConformerConfig
+_CONVOLUTIONS = "nemo.collections.asr.modules.ConvASREncoder"
 _TARGETS = {
-    "preprocessor": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
-    "encoder": "nemo.collections.asr.modules.ConvASREncoder",
-    "decoder": "nemo.collections.asr.modules.ConvASRDecoder",
+    "preprocessor": ("nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",),
+    "encoder": (_CONVOLUTIONS, CONFORMER),
+    "decoder": ("nemo.collections.asr.modules.ConvASRDecoder",),
 }
+"""The classes that each section may name; those of encoders: QuartzNet and Jasper, Conformer."""
 _ONLY: dict[str, dict[str, object]] = {
     "encoder": {
         "frame_splicing": 1,
@@ -30,7 +45,6 @@ _ONLY: dict[str, dict[str, object]] = {
         "heads": -1,
         "kernel_size_factor": 1,
         "quantize": False,
-        "residual_dense": False,
         "residual_mode": "add",
         "se": False,
         "stride_last": False,
@@ -39,30 +53,54 @@ _ONLY: dict[str, dict[str, object]] = {
 """Options that change the result, with the only value that is supported (NeMo's default)."""
 
 
-def network_from_nemo(config: Section) -> QuartzNetConfig:
+def network_from_nemo(config: Section, pieces: Sequence[str] = ()) -> NetworkConfig:
     """Read `encoder`, `decoder` and the labels.
 
+    Args:
+        config: The whole configuration.
+        pieces: The labels where the configuration lists none: those of a tokenizer's file.
+
     Raises:
-        IntqError: A part is missing, is no QuartzNet's, or uses an option that is not supported.
+        IntqError: A part is missing, is of no network that is known here, or uses options that are
+            not supported.
     """
     encoder, decoder = _section(config, "encoder"), _section(config, "decoder")
-    vocabulary = decoder.get("vocabulary") or config.get("labels")
-    network = QuartzNetConfig(
-        blocks=tuple(
-            _block(f"encoder.jasper[{number}]", entry)
-            for number, entry in enumerate(_items("encoder.jasper", encoder.get("jasper")))
-        ),
-        labels=tuple(_text("a label", label) for label in _items("decoder.vocabulary", vocabulary)),
-        features=_whole("encoder.feat_in", encoder.get("feat_in")),
-        activation=_text("encoder.activation", encoder.get("activation", "relu")),
-    )
+    labels = _labels(config, pieces)
     classes = decoder.get("num_classes", -1)
-    if classes not in (-1, len(network.labels)):
+    if classes not in (-1, len(labels)):
         raise IntqError(
-            f"decoder.num_classes is {classes!r}, but there are {len(network.labels)} labels; "
+            f"decoder.num_classes is {classes!r}, but there are {len(labels)} labels; "
             "expected the labels without the blank; correct the configuration"
         )
-    return network
+    if class_name(str(encoder.get("_target_"))) == class_name(CONFORMER):
+        return conformer_from_nemo(encoder, labels)
+    return _convolutions_from_nemo(encoder, labels)
+
+
+def lists_labels(config: Section) -> bool:
+    """Whether the configuration itself lists the labels, as all that NeMo has saved do."""
+    decoder = config.get("decoder")
+    return bool(
+        config.get("labels") or (isinstance(decoder, Mapping) and decoder.get("vocabulary"))
+    )
+
+
+def _labels(config: Section, pieces: Sequence[str]) -> tuple[str, ...]:
+    found = _section(config, "decoder").get("vocabulary") or config.get("labels") or [*pieces]
+    return tuple(text("a label", label) for label in items("decoder.vocabulary", found))
+
+
+def _convolutions_from_nemo(encoder: Section, labels: tuple[str, ...]) -> QuartzNetConfig:
+    refuse("encoder", encoder, _ONLY["encoder"])
+    return QuartzNetConfig(
+        blocks=tuple(
+            _block(f"encoder.jasper[{number}]", entry)
+            for number, entry in enumerate(items("encoder.jasper", encoder.get("jasper")))
+        ),
+        labels=labels,
+        features=whole("encoder.feat_in", encoder.get("feat_in")),
+        activation=text("encoder.activation", encoder.get("activation", "relu")),
+    )
 
 
 def frontend_from_nemo(config: Section) -> Frontend:
@@ -82,36 +120,43 @@ def frontend_from_nemo(config: Section) -> Frontend:
     return frontend
 
 
-def nemo_from_network(network: QuartzNetConfig, frontend: Frontend) -> dict[str, object]:
+def nemo_from_network(network: NetworkConfig, frontend: Frontend) -> dict[str, object]:
     """The configuration that the two functions above read back, and NeMo too.
 
     Law: `network_from_nemo(nemo_from_network(n, f)) == n`, and likewise for the front end.
     """
     theirs = {ours: name for name, ours in RENAMED.items()}
     preprocessor = {theirs.get(key, key): value for key, value in asdict(frontend).items()}
-    lists = ("kernel", "stride", "dilation")
-    blocks = [
-        {key: [value] if key in lists else value for key, value in asdict(block).items()}
-        for block in network.blocks
-    ]
     labels = list(network.labels)
+    if isinstance(network, ConformerConfig):
+        encoder, width = nemo_from_conformer(network), network.block.width
+    else:
+        encoder, width = _nemo_from_convolutions(network), network.blocks[-1].filters
     return {
         "sample_rate": frontend.sample_rate,
         "labels": labels,
-        "preprocessor": {"_target_": _TARGETS["preprocessor"], "dither": 0.0, **preprocessor},
-        "encoder": {
-            "_target_": _TARGETS["encoder"],
-            "feat_in": network.features,
-            "activation": network.activation,
-            "conv_mask": True,
-            "jasper": blocks,
-        },
+        "preprocessor": {"_target_": _TARGETS["preprocessor"][0], "dither": 0.0, **preprocessor},
+        "encoder": encoder,
         "decoder": {
-            "_target_": _TARGETS["decoder"],
-            "feat_in": network.blocks[-1].filters,
+            "_target_": _TARGETS["decoder"][0],
+            "feat_in": width,
             "num_classes": len(labels),
             "vocabulary": labels,
         },
+    }
+
+
+def _nemo_from_convolutions(network: QuartzNetConfig) -> dict[str, object]:
+    lists = ("kernel", "stride", "dilation")
+    return {
+        "_target_": _CONVOLUTIONS,
+        "feat_in": network.features,
+        "activation": network.activation,
+        "conv_mask": True,
+        "jasper": [
+            {key: [value] if key in lists else value for key, value in asdict(block).items()}
+            for block in network.blocks
+        ],
     }
 
 
@@ -120,73 +165,26 @@ def _section(config: Section, name: str) -> Section:
     if not isinstance(found, Mapping):
         raise IntqError(f"configuration has no section {name!r}; expected a NeMo CTC model's")
     target, expected = str(found.get("_target_")), _TARGETS[name]
-    if _class_name(target) != _class_name(expected):
+    if class_name(target) not in map(class_name, expected):
         raise IntqError(
-            f"{name} is {target}; only {expected} (QuartzNet) is supported; "
-            "export the model to ONNX with NeMo instead"
+            f"{name} is {target}; only {' and '.join(expected)} (QuartzNet, Jasper, Conformer) "
+            "is supported; export the model to ONNX with NeMo instead"
         )
-    _refuse(name, found, _ONLY.get(name, {}))
     return found
-
-
-def _class_name(target: str) -> str:
-    return target.rpartition(".")[2]
-
-
-def _refuse(where: str, found: Section, only: Mapping[str, object]) -> None:
-    for key, value in only.items():
-        if found.get(key, value) != value:
-            raise IntqError(
-                f"{where}.{key} is {found[key]!r}; only {value!r} is supported; "
-                "export the model to ONNX with NeMo instead"
-            )
 
 
 def _block(where: str, entry: object) -> BlockConfig:
     if not isinstance(entry, Mapping):
         raise IntqError(f"{where} is {entry!r}; expected a block's settings")
-    _refuse(where, entry, _ONLY["jasper"])
+    refuse(where, entry, _ONLY["jasper"])
     return BlockConfig(
-        filters=_whole(f"{where}.filters", entry.get("filters")),
-        kernel=_only_one(f"{where}.kernel", entry.get("kernel")),
-        repeat=_whole(f"{where}.repeat", entry.get("repeat")),
-        stride=_only_one(f"{where}.stride", entry.get("stride", 1)),
-        dilation=_only_one(f"{where}.dilation", entry.get("dilation", 1)),
-        dropout=_real(f"{where}.dropout", entry.get("dropout", 0.0)),
-        residual=_flag(f"{where}.residual", entry.get("residual", False)),
-        separable=_flag(f"{where}.separable", entry.get("separable", False)),
+        filters=whole(f"{where}.filters", entry.get("filters")),
+        kernel=only_one(f"{where}.kernel", entry.get("kernel")),
+        repeat=whole(f"{where}.repeat", entry.get("repeat")),
+        stride=only_one(f"{where}.stride", entry.get("stride", 1)),
+        dilation=only_one(f"{where}.dilation", entry.get("dilation", 1)),
+        dropout=real(f"{where}.dropout", entry.get("dropout", 0.0)),
+        residual=flag(f"{where}.residual", entry.get("residual", False)),
+        residual_dense=flag(f"{where}.residual_dense", entry.get("residual_dense", False)),
+        separable=flag(f"{where}.separable", entry.get("separable", False)),
     )
-
-
-def _items(where: str, value: object) -> list[object]:
-    if not isinstance(value, list) or not value:
-        raise IntqError(f"{where} is {value!r}; expected a list that is not empty")
-    return value
-
-
-def _only_one(where: str, value: object) -> int:
-    return _whole(where, value[0] if isinstance(value, list) and len(value) == 1 else value)
-
-
-def _whole(where: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise IntqError(f"{where} is {value!r}; expected a whole number")
-    return value
-
-
-def _real(where: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise IntqError(f"{where} is {value!r}; expected a number")
-    return float(value)
-
-
-def _flag(where: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise IntqError(f"{where} is {value!r}; expected true or false")
-    return value
-
-
-def _text(where: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise IntqError(f"{where} is {value!r}; expected text")
-    return value

@@ -1,4 +1,4 @@
-"""QuartzNet acoustic models with NeMo's structure and parameter names.
+"""QuartzNet and Jasper acoustic models with NeMo's structure and parameter names.
 
 Kriman et al., "QuartzNet: Deep Automatic Speech Recognition with 1D Time-Channel Separable
 Convolutions", ICASSP 2020, section 2 and table 1; names as in NeMo's `ConvASREncoder` and
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import dropwhile
 
 import torch
 from torch import Tensor, nn
 
-from onnx_intq.models.jasper_block import BlockConfig, JasperBlock, run_masked
+from onnx_intq.models.jasper_block import BlockConfig, JasperBlock
 from onnx_intq.transform import IntqError
 
 ENGLISH = (" ", *"abcdefghijklmnopqrstuvwxyz", "'")
@@ -32,7 +33,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class QuartzNetConfig:
-    """A whole network: mel features in, `len(labels) + 1` classes out (the blank comes last)."""
+    """A whole network: mel features in, `len(labels) + 1` classes out (the blank comes last).
+
+    Raises:
+        IntqError: A part is empty, the activation unknown, or dense blocks are not in one row.
+    """
 
     blocks: tuple[BlockConfig, ...]
     labels: tuple[str, ...] = ENGLISH
@@ -45,6 +50,12 @@ class QuartzNetConfig:
         if self.activation not in ACTIVATIONS:
             raise IntqError(
                 f"unknown activation {self.activation!r}; expected one of: {', '.join(ACTIVATIONS)}"
+            )
+        behind = dropwhile(lambda block: not block.residual_dense, self.blocks)
+        if any(block.residual for block in dropwhile(lambda block: block.residual_dense, behind)):
+            raise IntqError(
+                "a residual block stands behind those with residual_dense; expected them in one "
+                "row and the last to be residual; correct the configuration"
             )
 
 
@@ -63,20 +74,28 @@ def quartznet_config(repeats: int) -> QuartzNetConfig:
 
 
 class Encoder(nn.Module):
-    """NeMo's ConvASREncoder: the blocks in a row."""
+    """NeMo's ConvASREncoder: the blocks in a row, dense ones also fed the inputs of all before."""
 
     def __init__(self, config: QuartzNetConfig) -> None:
         super().__init__()
-        inputs = [config.features, *(block.filters for block in config.blocks[:-1])]
+        self.dense = tuple(block.residual_dense for block in config.blocks)
         activation = ACTIVATIONS[config.activation]
-        self.encoder = nn.ModuleList(
-            JasperBlock(channels, block, activation)
-            for channels, block in zip(inputs, config.blocks, strict=True)
-        )
+        self.encoder = nn.ModuleList()
+        channels, earlier = config.features, list[int]()
+        for block in config.blocks:
+            used = earlier if block.residual_dense else []
+            self.encoder.append(JasperBlock(channels, block, activation, earlier=used))
+            earlier += [channels] if block.residual_dense else []
+            channels = block.filters
 
     def forward(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map features [batch, mels, time] to [batch, filters, time']."""
-        return run_masked(self.encoder.children(), signal, mask)
+        earlier = list[Tensor]()
+        for block, dense in zip(self.encoder, self.dense, strict=True):
+            result, mask = block(signal, mask, earlier if dense else [])
+            earlier += [signal] if dense else []
+            signal = result
+        return signal, mask
 
 
 class Decoder(nn.Module):
@@ -117,12 +136,12 @@ class QuartzNet(nn.Module):
             Log-probabilities float [batch, time', labels + 1]; with `length` also the valid frames
             of the output, int64 [batch]. What lies beyond them has no meaning.
         """
-        mask = None if length is None else _mask_from_length(length, audio_signal.shape[2])
+        mask = None if length is None else mask_from_length(length, audio_signal.shape[2])
         encoded, mask = self.encoder(audio_signal, mask)
         log_probs: Tensor = self.decoder(encoded)
         return log_probs if mask is None else (log_probs, mask.sum(dim=(1, 2)))
 
 
-def _mask_from_length(length: Tensor, frames: int) -> Tensor:
+def mask_from_length(length: Tensor, frames: int) -> Tensor:
     """True for the frames before `length` [batch]: bool [batch, 1, frames]."""
     return (torch.arange(frames, device=length.device) < length.unsqueeze(1)).unsqueeze(1)

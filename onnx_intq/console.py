@@ -28,6 +28,11 @@ __all__ = ["bar"]
 Rows = Sequence[Sequence[object]]
 SHOWN = 10
 """Lines of a long list that a report shows; `--json` has them all."""
+MEASURES = {
+    "divergence": ("KL divergence", "BatchNorm"),
+    "negative_entropy": ("minus the entropy of similarities", "attention"),
+}
+"""What synthesis makes small, and of which nodes."""
 
 
 def table(title: str, header: Sequence[str], rows: Rows) -> None:
@@ -50,13 +55,14 @@ def table(title: str, header: Sequence[str], rows: Rows) -> None:
 def show_synthesis(
     results: Sequence[Result], output: Path, plot: Path | None, as_json: bool
 ) -> None:
-    """Report the fit of synthetic data, per BatchNorm."""
+    """Report the fit of synthetic data, per BatchNorm or attention."""
+    measure = results[0].measure
     found = {
         "output": str(output),
         "plot": str(plot) if plot else None,
         "batches": len(results),
         "loss": [r.losses for r in results],
-        "divergence": {
+        measure: {
             name: {"before": before, "after": results[0].after[name]}
             for name, before in results[0].before.items()
         },
@@ -68,9 +74,10 @@ def show_synthesis(
     worst = sorted(first.after, key=lambda name: -first.after[name])
     if worst:
         rows = [(name, first.before[name], first.after[name]) for name in worst[:SHOWN]]
+        title, node = MEASURES[measure]
         table(
-            f"KL divergence per BatchNorm, first batch: the {len(rows)} largest of {len(worst)}",
-            ("BatchNorm", "before", "after"),
+            f"{title} per {node}, first batch: the {len(rows)} largest of {len(worst)}",
+            (node, "before", "after"),
             rows,
         )
         sums = (sum(first.before.values()), sum(first.after.values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,8 @@ from onnx_intq.files import first_line as first_line
 from onnx_intq.files import read_text as read_text
 from onnx_intq.files import sha256 as sha256
 from onnx_intq.files import write_atomically as write_atomically
+from onnx_intq.hollow import Hollow, hollow, hollowed
+from onnx_intq.hollow import bare_model as bare_model
 from onnx_intq.transform import IntqError
 
 PROTOBUF_LIMIT = 2_000_000_000
@@ -33,8 +35,6 @@ OTHER_FLOATS = {
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
 }
-SMALL = 1024
-"""Constants of up to this many values may be shapes or axes, which inference needs."""
 
 
 def load(path: str | Path) -> gs.Graph:
@@ -90,6 +90,11 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
     """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    return _graph_from_hollow(hollowed(model))
+
+
+def _graph_from_hollow(hollow: Hollow) -> gs.Graph:
+    model = hollow.model
     try:
         inferred = onnx.shape_inference.infer_shapes(bare_model(model))
     except onnx.shape_inference.InferenceError as error:
@@ -99,6 +104,11 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
         ) from error
     model = _refill(inferred, model)
     graph = gs.import_onnx(model)
+    # A reference to any part of a ModelProto keeps all of it in memory.
+    graph.import_domains = copy.deepcopy(list(graph.import_domains))
+    for name, tensor in graph.tensors().items():
+        if name in hollow.weights:
+            tensor.values = hollow.weights[name]
     graph.intq_metadata = {p.key: p.value for p in model.metadata_props}
     for number, sub in enumerate(subgraphs(graph)):
         _lift_constants(sub)
@@ -108,30 +118,19 @@ def graph_from_model(model: onnx.ModelProto) -> gs.Graph:
 
 def model_from_graph(graph: gs.Graph) -> onnx.ModelProto:
     """Export to a ModelProto with an explicit IR version and the graph's metadata."""
+    return hollow_from_graph(graph).filled()
+
+
+def hollow_from_graph(graph: gs.Graph) -> Hollow:
+    """As `model_from_graph`, with the large weights apart, where they are not copied."""
     sort(graph)
-    model: onnx.ModelProto = gs.export_onnx(graph)
+    exported = hollow(graph)
+    model = exported.model
     needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(MAX_IR, max(needed, graph.ir_version or 0, 8))
     onnx.helper.set_model_props(model, dict(sorted(metadata(graph).items())))
     _drop_inferred_shapes(model.graph)
-    return model
-
-
-def bare_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` whose large weights are inputs: small, whatever the model's size.
-
-    For checks and conversions, which copy the whole model and stop at protobuf's 2 GiB.
-    """
-    inputs = {value.name for value in model.graph.input}
-    bare = onnx.GraphProto(**_fields(model.graph, "initializer"))
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
-            bare.initializer.append(tensor)
-        elif tensor.name not in inputs:
-            bare.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return onnx.ModelProto(graph=bare, **_fields(model, "graph"))
+    return exported
 
 
 def save(graph: gs.Graph, path: str | Path, limit: int = PROTOBUF_LIMIT) -> None:
@@ -143,12 +142,11 @@ def save(graph: gs.Graph, path: str | Path, limit: int = PROTOBUF_LIMIT) -> None
     path = Path(path)
     if path.is_dir():
         raise IntqError(f"{path}: is a folder; expected a file's name; change -o")
-    model = model_from_graph(graph)
+    exported = hollow_from_graph(graph)
     if weight_bytes(graph) < limit:
-        content = model.SerializeToString(deterministic=True)
-        write_atomically(path, lambda target: target.write_bytes(content))
+        write_atomically(path, exported.write)
         return
-    data = data_path(path)
+    model, data = exported.filled(), data_path(path)
 
     def write(target: Path) -> None:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".intq-"))
@@ -296,9 +294,10 @@ def convert_opset(graph: gs.Graph, version: int) -> None:
     """
     if graph.opset >= version:
         return
-    model = model_from_graph(graph)
+    exported = hollow_from_graph(graph)
     try:
-        converted = onnx.version_converter.convert_version(bare_model(model), version)
+        bare = bare_model(exported.model)
+        converted = onnx.version_converter.convert_version(bare, version)
         onnx.checker.check_model(converted)
     except Exception as error:
         raise IntqError(
@@ -306,7 +305,8 @@ def convert_opset(graph: gs.Graph, version: int) -> None:
             f"export the model with opset {version} or newer"
         ) from error
     kept = metadata(graph)
-    vars(graph).update(vars(graph_from_model(_refill(converted, model))))
+    refilled = Hollow(_refill(converted, exported.model), exported.weights)
+    vars(graph).update(vars(_graph_from_hollow(refilled)))
     graph.intq_metadata = kept
 
 
@@ -316,11 +316,6 @@ def _drop_inferred_shapes(graph: onnx.GraphProto) -> None:
     kept = [value for value in graph.value_info if value.name in foreign]
     del graph.value_info[:]
     graph.value_info.extend(kept)
-
-
-def _fields(message: onnx.ModelProto | onnx.GraphProto, left_out: str) -> dict[str, Any]:
-    """The fields of `message` that are set, but one."""
-    return {f.name: value for f, value in message.ListFields() if f.name != left_out}
 
 
 def _refill(bare: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -30,23 +30,30 @@ class Latent:
         correlation: Of neighbours along these axes, 0 <= correlation < 1.
         normalized: The axis along which the input has mean 0 and deviation 1, as a front end
             leaves it; None for no such axis.
+        gain, offset: What the filtered noise is multiplied with, and what is added then.
+        padding: An axis, and where on it the padding begins: the least value from there on, which
+            is silence to a log-mel front end; None for no padding.
     """
 
     noise: Tensor
     axes: tuple[int, ...] = ()
     correlation: float = 0.0
     normalized: int | None = None
+    gain: float | Tensor = 1.0
+    offset: float | Tensor = 0.0
+    padding: tuple[int, int] | None = None
 
     def value(self) -> Tensor:
-        """The input, of variance 1 if the noise has it; differentiable in the noise."""
+        """The input, of deviation `gain` if the noise has 1; differentiable in the noise."""
         x = self.noise
         for axis in self.axes:
             x = _filter(x, axis, taps(self.correlation).to(x))
-        if self.normalized is None:
-            return x
-        variance, mean = torch.var_mean(x, dim=self.normalized, keepdim=True)
-        normalized: Tensor = (x - mean) / variance.sqrt()
-        return normalized
+        if self.normalized is not None:
+            variance, mean = torch.var_mean(x, dim=self.normalized, keepdim=True)
+            x = (x - mean) / variance.sqrt()
+        if isinstance(self.gain, Tensor) or (self.gain, self.offset) != (1.0, 0.0):
+            x = x * self.gain + self.offset
+        return x if self.padding is None else _pad(x, *self.padding)
 
 
 def uniform(shape: Sequence[int], spread: float, generator: torch.Generator) -> Latent:
@@ -76,6 +83,13 @@ def taps(correlation: float) -> Tensor:
     exponents = torch.arange(count, dtype=torch.float64)
     response = torch.full_like(exponents, correlation).pow(exponents)
     return response.div(response.norm()).float()
+
+
+def _pad(x: Tensor, axis: int, start: int) -> Tensor:
+    kept = x.narrow(axis, 0, start)
+    shape = list(x.shape)
+    shape[axis] -= start
+    return torch.cat([kept, kept.detach().amin().expand(shape)], dim=axis)
 
 
 def _filter(x: Tensor, axis: int, response: Tensor) -> Tensor:

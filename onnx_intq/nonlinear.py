@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnx_intq.grid import MULTIPLIER_BITS, Dyadic, dyadic, requantize
 from onnx_intq.kernels.exponential import Mode
 from onnx_intq.lowering import CannotLowerError, Operand, Site
-from onnx_intq.requantization import WRAP, Step, division, emit
+from onnx_intq.requantization import WRAP, Step, division, emit, emit_shift
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import PassError
 
@@ -72,6 +72,8 @@ def requantized(site: Site, builder: Builder, values: Any, scale: float) -> Valu
     base = step.first + (WRAP if result.grid.signed else 0)
     if result.grid.bits == 8 and bits == MULTIPLIER_BITS and division(step, base) is not None:
         return emit(values, step, result.grid, ())
+    if (shifted := emit_shift(values, step, result.grid, ())) is not None:
+        return shifted
     limits = {"zero_point": result.zero_point, "low": site.first, "high": site.last}
     multiplier = Dyadic(step.multiplier.b.reshape(()), step.multiplier.c.reshape(()))
     integers = requantize(values, multiplier, **limits)

@@ -56,9 +56,10 @@ device = click.option(
 )
 method = click.option(
     "--method",
-    type=click.Choice(["kl", "qasr", "random"]),
+    type=click.Choice(["kl", "qasr", "entropy", "random"]),
     default="kl",
-    help="kl: match BatchNorm statistics; qasr: exactly the paper's recipe; random: the control.",
+    help="kl: match BatchNorm statistics; qasr: exactly the paper's recipe; entropy: for "
+    "transformers without BatchNorm; random: the control.",
 )
 
 
@@ -121,6 +122,11 @@ def split_overrides(texts: tuple[str, ...]) -> Overrides:
         wide=tuple(pattern for pattern, value in pairs if value == "a16"),
         bits=tuple((p, WEIGHT_BITS[value]) for p, value in pairs if value in WEIGHT_BITS),
     )
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas between; "none" stands for no name."""
+    return [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
 
 
 def read_recipe(text: str) -> list[Pass]:

@@ -7,7 +7,7 @@ that amplify rounding errors, and sums that a LayerNormalization reads stay floa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -21,8 +21,14 @@ WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 """Operators whose second input is usually a constant weight."""
 CANDIDATES = WEIGHTED | {"Add"}
 """Operators that are quantized, or named with the reason why not."""
-QUANTIZABLE = {"ort": CANDIDATES - {"ConvTranspose"}, "tensorrt": CANDIDATES}
+QUANTIZABLE = {
+    "ort": CANDIDATES - {"ConvTranspose"},
+    "integer": CANDIDATES - {"ConvTranspose"},
+    "tensorrt": CANDIDATES,
+}
 """Operators that run on int8 inputs, per target."""
+EXACT = {"Add", "Sub", "LayerNormalization", "Softmax"}
+"""Operators that are lowered to integers without tables, in every mode."""
 SAME_GRID = {"MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 """Operators that move values and do not change them: output and input share one scale."""
 MOVING = SAME_GRID | {"Identity", "Slice", "Split", "Gather", "Expand", "Tile", "Pad"}
@@ -58,14 +64,28 @@ class Plan:
     integers: set[str] = field(default_factory=set)
     skipped: list[tuple[gs.Node, str]] = field(default_factory=list)
 
+    def first(self, tensor: gs.Tensor) -> gs.Tensor:
+        """The planned tensor whose values it holds: where they are only moved, the moves' input."""
+        return [t for t in origin(tensor) if t.name in self.tensors][-1]
 
-def plan(graph: gs.Graph, target: str, keep: Iterable[str] = ()) -> Plan:
-    """Decide what to quantize for `target` ("ort" or "tensorrt").
+
+def plan(
+    graph: gs.Graph,
+    target: str,
+    keep: Iterable[str] = (),
+    floats: Mapping[str, str] | None = None,
+    *,
+    tables: bool = False,
+) -> Plan:
+    """Decide what to quantize for `target` ("ort", "integer" or "tensorrt").
 
     Args:
         graph: A float graph with inferred shapes, its nodes in topological order.
-        target: Whose rules to follow.
+        target: Whose rules to follow; "integer" are ort's, but for results that `complete_qdq`
+            gives 16 bits.
         keep: Glob patterns of node names that stay float.
+        floats: Further nodes that stay float: name -> the reason.
+        tables: For target "integer": functions will be tables, of 8-bit arguments.
 
     Raises:
         IntqError: Unknown target, or quantizable nodes inside If, Loop or Scan bodies.
@@ -74,7 +94,7 @@ def plan(graph: gs.Graph, target: str, keep: Iterable[str] = ()) -> Plan:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(QUANTIZABLE)}")
     patterns = list(keep)
     _refuse_bodies(graph, patterns)
-    rules = _Rules(graph, target, patterns)
+    rules = _Rules(graph, target, patterns, floats or {})
     found = Plan()
     for node in graph.nodes:
         if node.op not in CANDIDATES or is_bias(node) or _is_integer(node):
@@ -84,10 +104,10 @@ def plan(graph: gs.Graph, target: str, keep: Iterable[str] = ()) -> Plan:
         else:
             rules.quantized.add(id(node))
             found.nodes.append(node)
-    if target == "ort":
-        _choose_both_sides(rules, found)
-    else:
+    if target == "tensorrt":
         _choose_inputs(graph, found)
+    else:
+        _choose_both_sides(rules, found, tables=tables)
     return found
 
 
@@ -128,10 +148,14 @@ class _Rules:
         quantized: Ids of the nodes that were chosen so far.
     """
 
-    def __init__(self, graph: gs.Graph, target: str, keep: list[str]) -> None:
+    def __init__(
+        self, graph: gs.Graph, target: str, keep: list[str], floats: Mapping[str, str]
+    ) -> None:
         self._graph = graph
         self._target = target
         self._keep = keep
+        self._floats = floats
+        self._normalises = any(node.op in {"LayerNormalization", "Softmax"} for node in graph.nodes)
         self._own = {id(node) for node in graph.nodes}
         self._front = _front_end(graph)
         self._sensitive = _sensitive_tensors(graph)
@@ -141,6 +165,8 @@ class _Rules:
         """Why `node` stays float, "" if it need not."""
         if any(fnmatchcase(node.name, pattern) for pattern in self._keep):
             return "kept float by request"
+        if node.name in self._floats:
+            return self._floats[node.name]
         if id(node) in self._front:
             return "part of the mel front end, whose dynamic range int8 cannot hold"
         if node.op not in QUANTIZABLE[self._target]:
@@ -166,6 +192,25 @@ class _Rules:
         """Whether the result of a node reaches an operator that amplifies rounding errors."""
         return id(node.outputs[0]) in self._sensitive or id(self.result(node)) in self._sensitive
 
+    def is_read_in_float(self, node: gs.Node, *, tables: bool) -> bool:
+        """Whether 8 bits of a result would serve nobody: its readers compute with more.
+
+        onnxruntime's integer MatMul gives float as well, its Conv does not. For target integer,
+        readers take 16 bits but for products and tables. Without norms and attention, logits have 8
+        bits as for ort: then a network gives the very integers that its Q/DQ file gives.
+        """
+        result = self.result(node)
+        found = list(_readers(result, MOVING))
+        if not found or any(result is t for t in self._graph.outputs):
+            return False
+        if self._target == "ort" and node.op != "MatMul":
+            return False
+        if any(id(reader) in self.quantized for reader in found):
+            return False
+        if not self._normalises and any(reader.op == "LogSoftmax" for reader in found):
+            return False
+        return not tables or all(reader.op in EXACT for reader in found)
+
     def _reader(self, tensor: gs.Tensor) -> gs.Node | None:
         reader = sole_consumer(self._graph, tensor)
         return reader if id(reader) in self._own else None
@@ -175,7 +220,7 @@ class _Rules:
             return "its weights are computed at run time"
         if all(isinstance(t, gs.Constant) for t in node.inputs[:2]):
             return "all its inputs are constant"
-        if self._target == "ort" and node.op != "MatMul" and self.stays_float(node):
+        if self._target != "tensorrt" and node.op != "MatMul" and self.stays_float(node):
             return f"its result must stay float, and ort has no integer {node.op} with that"
         return ""
 
@@ -191,12 +236,13 @@ class _Rules:
         return ""
 
 
-def _choose_both_sides(rules: _Rules, found: Plan) -> None:
+def _choose_both_sides(rules: _Rules, found: Plan, *, tables: bool) -> None:
     """For onnxruntime: inputs and results of the nodes."""
     for node in found.nodes:
-        results = [] if rules.stays_float(node) else [rules.result(node)]
+        float_ = rules.stays_float(node) or rules.is_read_in_float(node, tables=tables)
+        results = [] if float_ else [rules.result(node)]
         found.integers |= {t.name for t in results}
-        found.tensors |= {t.name: t for t in (*_activations(node), *results)}
+        found.tensors |= {t.name: t for t in (*activations(node), *results)}
     moved = [t for t in found.tensors.values() if {o.name for o in origin(t)} & found.integers]
     found.integers |= {t.name for t in moved}
 
@@ -208,13 +254,14 @@ def _choose_inputs(graph: gs.Graph, found: Plan) -> None:
         above = [depth.get(id(producer(t)), 0) for t in node.inputs]
         depth[id(node)] = 1 + max(above, default=0)
     for node in found.nodes:
-        chosen = _activations(node)
+        chosen = activations(node)
         if node.op == "Add":
             chosen = [min(node.inputs, key=lambda t: depth.get(id(producer(t)), 0))]
         found.tensors |= {t.name: t for t in chosen}
 
 
-def _activations(node: gs.Node) -> list[gs.Tensor]:
+def activations(node: gs.Node) -> list[gs.Tensor]:
+    """The factors or addends of a node that are computed at run time."""
     return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
 
 
@@ -223,12 +270,13 @@ def _is_integer(node: gs.Node) -> bool:
     return element_type(node.outputs[0]) not in {None, onnx.TensorProto.FLOAT, *OTHER_FLOATS}
 
 
-def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+def _readers(tensor: gs.Tensor, moves: Collection[str] = SAME_GRID) -> Iterator[gs.Node]:
     """The nodes that read a tensor's values, be they moved before."""
     for node in tensor.outputs:
-        if node.op in SAME_GRID:
-            yield from _readers(node.outputs[0])
-        else:
+        if node.op in moves:
+            for output in node.outputs:
+                yield from _readers(output, moves)
+        elif node.op != "Shape":
             yield node
 
 

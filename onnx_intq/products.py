@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ import onnx_graphsurgeon as gs
 from onnx_intq.graph import constant
 from onnx_intq.grid import Dyadic, dyadic
 from onnx_intq.lowering import CannotLowerError, Operand, Site
+from onnx_intq.place_values import Digit, total
 from onnx_intq.qdq import dequantizer, has_input
-from onnx_intq.requantization import Step
+from onnx_intq.requantization import Step, emit
+from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import IntqError
 
 Int64 = npt.NDArray[np.int64]
@@ -93,7 +96,7 @@ def check_cpu(cpu: str) -> None:
 def step(
     site: Site, x: Operand, w: Weight, rows: Int64, bias: npt.NDArray[Any] | None, alpha: float = 1
 ) -> Step:
-    """The requantisation of the accumulators sum(w * (x - zero point)).
+    """The requantisation of the accumulators sum(w * (x - zero point)), of 8 or 16 bits of x.
 
     Args:
         site: Gives the result's grid and limits.
@@ -106,22 +109,84 @@ def step(
     channels = len(rows)
     steps = np.broadcast_to(x.scale * w.scales * alpha, (channels,))
     multiplier = dyadic(steps / site.result.scale, 62 - site.result.grid.bits)
-    low, high = x.grid.low - x.zero_point, x.grid.high - x.zero_point
-    products = rows * low, rows * high
+    low, high = reach(x, rows)
     if bias is None:
         biases = np.zeros(channels)
     else:
         # In float32, as onnxruntime does it: where a bias lies between two steps, both agree.
         step32 = np.float32(x.scale) * w.scales.astype(np.float32) * np.float32(alpha)
         biases = np.rint(np.broadcast_to(bias / step32, (channels,)).astype(np.float64))
-    if np.abs(biases).max(initial=0) >= 1 << 31:
-        raise CannotLowerError("its bias exceeds 32 bits in steps of input scale x weight scale")
+    check_bias(biases, x.grid.bits)
     return Step(
         multiplier=Dyadic(multiplier.b.astype(np.int64), multiplier.c.astype(np.int64)),
         bias=biases.astype(np.int64),
-        low=np.minimum(*products).sum(axis=1),
-        high=np.maximum(*products).sum(axis=1),
+        low=low,
+        high=high,
         zero_point=site.result.zero_point,
         first=site.first,
         last=site.last,
     )
+
+
+def convolution(
+    site: Site,
+    builder: Builder,
+    x: Iterable[Digit],
+    w: Weight,
+    chosen: Step,
+    attrs: Mapping[str, Any],
+) -> Value:
+    """Convolve the bytes of an input with one weight; requantise their sum.
+
+    Args:
+        site: Gives the result's grid and shape.
+        builder: Takes the nodes.
+        x: The input's bytes.
+        w: [outputs, inputs per group, kernel].
+        chosen: The requantisation of the sum.
+        attrs: Of ConvInteger.
+
+    Raises:
+        IntqError: An accumulator exceeds 32 bits, or the weight 8.
+    """
+    stored, zero_point = unsigned(w.centred)
+    weights = [builder.constant(v, np.uint8) for v in (stored, zero_point)]
+    rows, terms = w.centred.reshape(len(stored), -1), []
+    for digit in x:
+        part = digit.operand
+        zero = builder.constant(part.zero_point, part.grid.dtype)
+        inputs = [part.tensor, weights[0], zero, weights[1]]
+        shape = site.node.outputs[0].shape
+        acc = builder.node("ConvInteger", inputs, np.int32, shape, **attrs)
+        low, high = reach(part, rows)
+        terms.append((digit.place, builder.value(acc, int(low.min()), int(high.max()))))
+    value = total(terms, int(chosen.low.min()), int(chosen.high.max()))
+    return emit(value, chosen, site.result.grid, (len(stored), *(1,) * (stored.ndim - 2)))
+
+
+def reach(x: Operand, rows: Int64) -> tuple[Int64, Int64]:
+    """The lowest and highest sums of rows * (x - zero point) there can be: int64 [channels] each.
+
+    Args:
+        x: The other factor, 8 or 16 bits.
+        rows: [channels, taps].
+    """
+    products = rows * (x.grid.low - x.zero_point), rows * (x.grid.high - x.zero_point)
+    return np.minimum(*products).sum(axis=1), np.maximum(*products).sum(axis=1)
+
+
+def check_bias(biases: npt.NDArray[np.float64], bits: int) -> None:
+    """Refuse a bias, in steps of the accumulator, that has no room beside it.
+
+    Args:
+        biases: Any shape.
+        bits: Of the input: one of 16 bits has smaller steps, and an accumulator of 64 bits.
+
+    Raises:
+        CannotLowerError: It needs over 32 bits, or 40 for an input of 16.
+    """
+    most = 31 if bits == 8 else 39
+    if np.abs(biases).max(initial=0) >= 1 << most:
+        raise CannotLowerError(
+            f"its bias exceeds {most + 1} bits in steps of input scale x weight scale"
+        )

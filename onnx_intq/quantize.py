@@ -117,7 +117,7 @@ def quantize(
     clock.lap("save")
     return Summary(
         quantized=quantized,
-        left=tuple(ctx.skipped),
+        left=tuple(entry for r in reports if not _boosts(r.spec) for entry in r.skipped),
         remaining=tuple(ctx.remaining),
         bytes_before=file_bytes(model),
         bytes_after=file_bytes(output),
@@ -329,6 +329,11 @@ def _require_none(reports: Sequence[Report], *, allow_bn: bool, allow_float: boo
         left = [x for r in reports if ("bn-folded" in r.spec.gives) is fold for x in r.remaining]
         if left and not allowed:
             raise CheckFailed(describe_remaining(left) if fold else describe_float(left))
+
+
+def _boosts(spec: Pass) -> bool:
+    """Whether a pass only raises accuracy: what it leaves alone is quantized all the same."""
+    return bool(spec.needs & {"data", "reference"})
 
 
 def _lowers(passes: Sequence[Pass]) -> bool:

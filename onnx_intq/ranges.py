@@ -12,6 +12,8 @@ from pathlib import Path
 from onnx_intq.graph import first_line, write_atomically
 from onnx_intq.transform import IntqError, Range
 
+HEADROOM = 2.0
+"""How much wider than what was seen a range is, where there are 16 bits for it."""
 FORMAT = "onnx_intq ranges 1"
 """The first entry of the file."""
 
@@ -43,6 +45,32 @@ class Ranges:
         method = observer or self.observer
         return {
             name: _find(name, ranges, method, symmetric) for name, ranges in self.tensors.items()
+        }
+
+    def alternatives(self, *, symmetric: bool = False) -> dict[str, list[Range]]:
+        """Each tensor's ranges by all methods, without repetitions, sorted.
+
+        Args:
+            symmetric: For a signed grid with zero point 0.
+        """
+        methods = {name.removesuffix("_symmetric") for t in self.tensors.values() for name in t}
+        return {
+            name: sorted({_find(name, found, m, symmetric) for m in methods if m in found})
+            for name, found in self.tensors.items()
+        }
+
+    def reach(self) -> dict[str, Range]:
+        """Each tensor's range for 16 bits: all that any method keeps, and `HEADROOM` more.
+
+        One bit of sixteen is a low price for not clipping what data to come may hold: a residual
+        stream's few large values are what LayerNormalization divides by.
+        """
+        ends = {
+            name: list(zip(*found.values(), strict=True)) for name, found in self.tensors.items()
+        }
+        return {
+            name: (HEADROOM * min(lows), HEADROOM * max(highs))
+            for name, (lows, highs) in ends.items()
         }
 
     @property

@@ -8,20 +8,22 @@ from onnx_intq.registry import parse
 from onnx_intq.transform import IntqError, Pass
 
 TARGETS = ("ort", "tensorrt", "integer")
-PREPARE = "fold_constants, drop_identity, fold_bn"
+PREPARE = "fold_constants, fuse_lengths, drop_identity, fold_bn, fold_scale"
 """The exact passes before calibration; tensors keep their names from here on."""
 
-CLEAN = "fold_constants, drop_identity"
+CLEAN = "fold_constants, fuse_lengths, drop_identity"
 """What a model that is quantized already is prepared by."""
+STORE = "quantize_tables"
+"""What `complete_qdq` does for target integer, among others."""
 COMPLETE = "complete_qdq({cpu})"
 """Every float result on a grid: before the weights, whose scales depend on the grids."""
-FUSE = "fuse_layer_norm, fuse_nonlinear"
+FUSE = "fuse_layer_norm, fuse_nonlinear, move_mask, fold_bias"
 """Composite operators become one node each, before grids would part them."""
 FUSE_ISLANDS = "fuse_nonlinear"
 """The same for what is an island of integers between Q/DQ pairs."""
 LOWER = (
     "integerize_attention({mode}, {cpu})",
-    "integerize_conv",
+    "integerize_conv({cpu})",
     "integerize_conv_transpose",
     "integerize_matmul({cpu})",
     "integerize_nonlinear({mode})",
@@ -36,8 +38,18 @@ LOWER = (
     "integerize_move",
 )
 """The operators' families, in any order but that composites come before their parts."""
+BOOSTERS = ("equalize", "choose_grids", "round_weights", "correct_bias")
+"""Passes that raise accuracy by data, in their order."""
+BOOST = ("round_weights", "correct_bias")
+"""Those that won on every model they were measured on."""
+SHIFT = 0.2
+"""Octaves that channels may reach beyond the data where real data is equalized on."""
+FEW_BITS = 5
+"""From here down, rounding weights also makes up for what earlier layers have changed."""
 FLOAT = "float"
 """In place of a mode: nonlinear functions are left to TensorRT."""
+TABLES = "lut"
+"""The mode whose functions are tables, for arguments of 8 bits."""
 
 
 def pipeline(
@@ -45,6 +57,7 @@ def pipeline(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
+    mixed: bool = False,
     weight_scale: str = "mse",
     keep: Sequence[str] = (),
     wide: Sequence[str] = (),
@@ -53,6 +66,7 @@ def pipeline(
     io: str = "float",
     cpu: str = "any",
     quantized: bool = False,
+    boost: Sequence[str] = (),
 ) -> list[Pass]:
     """The passes that turn a float model into one for `target`, preparation included.
 
@@ -60,32 +74,50 @@ def pipeline(
         target: "ort", "tensorrt" or "integer".
         weight_bits: 2..8.
         activation_bits: 8 or 16.
+        mixed: Measure which tensors need more than `activation_bits`.
         weight_scale: "mse" or "minmax".
         keep: Glob patterns of nodes that stay float; none for target "integer".
-        wide: Glob patterns of nodes whose inputs get 16 bits; target "ort" only.
+        wide: Glob patterns of nodes whose inputs get 16 bits; not for target "tensorrt".
         overrides: (glob pattern, weight bits) pairs; the last that matches a node wins.
         nonlinear: "poly", "paper" or "lut"; for target "tensorrt" also "float". Not for "ort".
         io: "float" or "int8"; target "integer" only.
         cpu: "any" or "vnni"; target "integer" only.
-        quantized: The model has Q/DQ nodes already; target "integer" only.
+        quantized: The model has Q/DQ nodes already; target "integer" only. Without boosters.
+        boost: Of `BOOSTERS`, in any order: for all of them feeds are needed, ranges are not enough.
 
     Raises:
-        IntqError: Unknown target; or for target integer, 16-bit inputs of products, float nodes or
-            float nonlinear functions.
+        IntqError: Unknown target or booster; or for target integer, float nodes or float nonlinear
+            functions.
     """
     if target not in TARGETS:
         raise IntqError(f"unknown target {target!r}; expected one of: {', '.join(TARGETS)}")
     if target == "integer":
-        _refuse_float(keep, nonlinear, wide=activation_bits != 8 or bool(wide))
+        _refuse_float(keep, nonlinear)
+    if unknown := sorted(set(boost) - set(BOOSTERS)):
+        raise IntqError(f"unknown booster {unknown[0]!r}; expected some of: {', '.join(BOOSTERS)}")
     weights = f"bits={weight_bits}, scale={weight_scale!r}, overrides={tuple(overrides)!r}"
-    weights = f"quantize_weights({weights})"
-    scheme = "ort" if target == "integer" else target
-    activations = f"target={scheme!r}, bits={activation_bits}, keep={tuple(keep)!r}"
-    activations = f"insert_qdq({activations}, wide={tuple(wide)!r})"
+    boost = () if quantized else boost
+    compensate = weight_bits <= FEW_BITS
+    weights = _joined(
+        "" if target == "integer" else STORE,
+        f"quantize_weights({weights})",
+        f"round_weights(compensate={compensate})" if "round_weights" in boost else "",
+        "correct_bias" if "correct_bias" in boost else "",
+    )
+    scheme, kept = f"target={target!r}", f"keep={tuple(keep)!r}"
+    limit = "" if mixed else ", limit=0.0"
+    tables = f"tables={target == 'integer' and nonlinear == TABLES}"
+    activations = _joined(
+        f"equalize({scheme}, bits={weight_bits}, shift={SHIFT})" if "equalize" in boost else "",
+        f"choose_grids({scheme}, {kept}, {tables}{limit})"
+        if mixed or "choose_grids" in boost
+        else "",
+        f"insert_qdq({scheme}, bits={activation_bits}, {kept}, wide={tuple(wide)!r}, {tables})",
+    )
     if target == "ort" or (target == "tensorrt" and nonlinear == FLOAT):
         return parse(f"{PREPARE}, {activations}, {weights}")
     if target == "tensorrt":
-        islands = f"{activations}, insert_islands(keep={tuple(keep)!r}), {weights}"
+        islands = f"{activations}, insert_islands({kept}), {weights}"
         lowering = f"integerize_nonlinear(mode={nonlinear!r}, target={target!r})"
         return parse(f"{PREPARE}, {FUSE_ISLANDS}, {islands}, {lowering}")
     start = f"{CLEAN}, {FUSE}" if quantized else f"{PREPARE}, {FUSE}, {activations}"
@@ -94,13 +126,12 @@ def pipeline(
     return parse(f"{start}, {names}, integerize_boundary(io={io!r})")
 
 
-def _refuse_float(keep: Sequence[str], nonlinear: str, *, wide: bool) -> None:
+def _joined(*passes: str) -> str:
+    return ", ".join(filter(None, passes))
+
+
+def _refuse_float(keep: Sequence[str], nonlinear: str) -> None:
     """Refuse what target integer cannot have."""
-    if wide:
-        raise IntqError(
-            "16-bit inputs of products for target integer; expected 8 bits, which is what "
-            "ConvInteger and MatMulInteger take; leave out -a 16 and a16"
-        )
     if keep:
         raise IntqError(
             f"nodes {', '.join(keep)} kept float for target integer; expected none, "

@@ -4,6 +4,8 @@ Dyadic requantisation is a step function of the accumulator, with at most 255 st
 result. In int32, floor((factor * acc + offset) / divisor) is one, too; where all steps of both lie
 at the same integers they are the same function. Continued fractions find such a ratio, the
 comparison of the steps proves it, and int32 division takes onnxruntime a third of int64's time.
+What has no such ratio (results of 16 bits, and most accumulators of 16-bit inputs) is multiplied
+and shifted in int64.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnx_intq.grid import MULTIPLIER_BITS, Dyadic, Grid, requantize
 from onnx_intq.transform import IntqError
@@ -27,6 +30,13 @@ PRECISION = 2.0**-20
 """Relative; the product of three float32 scales is hardly known better."""
 SHIFTS = 16
 """Steps to try between a multiplier and `PRECISION` off it, on either side."""
+LEAST_BITS = 21
+"""Of a multiplier: rounded to them, it is `PRECISION` / 2 off at most."""
+TOO_LARGE = (
+    "an accumulator exceeds {} bits; expected fewer or smaller products; keep the node float"
+)
+FEW = 4
+"""Channels without a division that are worth a search for a friendly one."""
 CONVERGENTS = 24
 """Of a continued fraction; denominators grow as Fibonacci's numbers at least: beyond 2^16."""
 
@@ -84,6 +94,37 @@ def division(step: Step, base: int) -> Division | None:
     return None if channels.size else Division(*found)
 
 
+def fitted(step: Step) -> Step:
+    """`step` with as many bits in its multipliers as an accumulator and its bias leave of 62.
+
+    Up to 31 bits, `grid.requantize` takes multipliers of 31. An accumulator of L bits takes 62 - L,
+    at least 21 for `PRECISION`: |acc + bias| * b < 2^L * 2^(62-L), and the zero point and the half
+    it adds are below 2^62 as ever, so the sum fits int64. Sums of K products of 16 bits and 8
+    have L <= 16 + 7 + log2(K), or 34 for K = 2,048.
+
+    Raises:
+        IntqError: They leave less than 21.
+    """
+    if _bits(step) < 32:
+        return step
+    largest = np.maximum(np.abs(step.low), np.abs(step.high)).max() + np.abs(step.bias).max()
+    bits = 62 - int(largest).bit_length()
+    if bits < LEAST_BITS:
+        raise IntqError(TOO_LARGE.format(62 - LEAST_BITS))
+    b, c = step.multiplier.b, step.multiplier.c
+    spare = np.maximum(np.frexp(b.astype(np.float64))[1] - bits, 0)
+    spare = np.minimum(spare.astype(np.int64), np.maximum(c - 2, 0))
+    rounded = (b + (np.int64(1) << spare >> 1)) >> spare
+    carried = (rounded == 1 << bits).astype(np.int64)  # rounded up to a power of two
+    return replace(step, multiplier=Dyadic(rounded >> carried, c - spare - carried))
+
+
+def _bits(step: Step) -> int:
+    """Of the largest accumulator, with its bias or without, the sign excluded."""
+    ends = np.stack([step.low, step.high, step.low + step.bias, step.high + step.bias])
+    return int(np.abs(ends).max()).bit_length()
+
+
 def friendly(step: Step, base: int) -> Step:
     """`step` with multipliers moved by up to `PRECISION` where only that gives them a division.
 
@@ -102,6 +143,21 @@ def friendly(step: Step, base: int) -> Step:
         b[channels[still]] = step.multiplier.b[channels[still]]
         step, channels = replace(moved, multiplier=Dyadic(b, step.multiplier.c)), channels[still]
     return step
+
+
+def _divisible(step: Step, base: int) -> tuple[Step, Division | None]:
+    """`step` and its division; a `friendly` step where but a few channels lack one.
+
+    Where many do, steps are of so many accumulators that small ratios do not follow them, as with
+    inputs of 16 bits: neither would they after a move.
+    """
+    found, channels = _search(step, base)
+    if len(channels) > max(FEW, len(step.bias) // 8):
+        return step, None
+    if not channels.size:
+        return step, Division(*found)
+    step = friendly(step, base)
+    return step, division(step, base)
 
 
 def _only(step: Step, channels: Int64) -> Step:
@@ -205,6 +261,8 @@ def _solve(
 def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
     """Requantise `acc` to `grid`, in int32 where that is proven exact, else in int64.
 
+    An accumulator of over 32 bits costs the multiplier as many of its 31 bits: see `fitted`.
+
     Args:
         acc: The accumulator; each channel within step.low..step.high.
         step: One entry per channel, or one for all.
@@ -212,19 +270,17 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
         shape: What a per-channel array is reshaped to, to broadcast to `acc`.
 
     Raises:
-        IntqError: The accumulator can exceed 32 bits, with its bias or without.
+        IntqError: The accumulator can exceed its type, or `LARGEST_BITS` bits with its bias.
     """
-    ends = np.stack([step.low, step.high, step.low + step.bias, step.high + step.bias])
-    if np.abs(ends).max() >= 1 << 31:
-        raise IntqError(
-            "an accumulator exceeds 32 bits; expected fewer or smaller products; "
-            "keep the node float"
-        )
+    if acc.dtype == np.int32 and max(-int(step.low.min()), int(step.high.max())) >= 1 << 31:
+        raise IntqError(TOO_LARGE.format(32))
+    step = fitted(step)
     base = step.first + (WRAP if grid.signed else 0)
-    found = division(step, base) if grid.bits <= 8 else None
-    if found is None and grid.bits <= 8:  # rare: the search is made once as a rule
-        step = friendly(step, base)
-        found = division(step, base)
+    found = None
+    if grid.bits <= 8 and _bits(step) < 32:
+        step, found = _divisible(step, base)
+    if found is None and (shifted := emit_shift(acc, step, grid, shape)) is not None:
+        return shifted
     if found is None:
         multiplier = Dyadic(step.multiplier.b.reshape(shape), step.multiplier.c.reshape(shape))
         limits: dict[str, Any] = {"low": step.first, "high": step.last}
@@ -232,6 +288,41 @@ def emit(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value:
         result = requantize(acc, multiplier, bias=bias, zero_point=step.zero_point, **limits)
         return acc.builder.value(result.astype(grid.dtype), step.first, step.last)
     return _emit_division(acc, found, base, step, grid, shape)
+
+
+def emit_shift(acc: Value, step: Step, grid: Grid, shape: tuple[int, ...]) -> Value | None:
+    """`grid.requantize` by a shift of bits, which onnxruntime has for unsigned integers alone.
+
+    Each channel is raised by a multiple of 2^c that makes its lowest sum positive, and lowered
+    after the shift. That takes half the time of a comparison with 0 and a division of int64.
+
+    Returns:
+        None where a sum or a result may leave its type; or for TensorRT, which has no shift.
+    """
+    b, c, low, high, bias = (
+        x.astype(object)
+        for x in (step.multiplier.b, step.multiplier.c, step.low, step.high, step.bias)
+    )
+    offset = bias * b + (1 << (c - 1)) + ((step.zero_point - step.first) << c)
+    raised = np.maximum(-((low * b + offset) >> c), 0)
+    offset = offset + (raised << c)
+    largest = np.abs([low * b, high * b, offset, high * b + offset]).max()
+    most, down = (high * b + offset) >> c, step.first - raised
+    build, last = acc.builder, max(most.max(), np.abs(down).max())
+    if largest >= 1 << 63 or last >= 1 << 30 or build.target == "tensorrt":
+        return None
+    tensor: gs.Tensor = acc.astype(np.int64)
+    for op, values in (("Mul", b), ("Add", offset)):
+        constant = build.constant(values.astype(np.int64).reshape(shape), np.int64)
+        tensor = build.node(op, [tensor, constant], np.int64, acc.tensor.shape)
+    bits = build.constant(c.astype(np.uint64).reshape(shape), np.uint64)
+    inputs = [build.value(tensor, 0, int((high * b + offset).max())).astype(np.uint64), bits]
+    tensor = build.node("BitShift", inputs, np.uint64, acc.tensor.shape, direction="RIGHT")
+    value: Any = build.value(build.value(tensor, 0, int(most.max())).astype(np.int32), 0, last)
+    value = value + down.astype(np.int64).reshape(shape)
+    return build.value(
+        np.clip(value, step.first, step.last).astype(grid.dtype), step.first, step.last
+    )
 
 
 def _emit_division(

@@ -19,10 +19,11 @@ import onnx
 
 from onnx_intq.feeds import Batch, TensorSpec, check
 from onnx_intq.graph import PROTOBUF_LIMIT, first_line
+from onnx_intq.hollow import Hollow
 from onnx_intq.transform import IntqError
 
-Model = str | Path | bytes | onnx.ModelProto
-"""A model's file, its serialized bytes, or the model itself."""
+Model = str | Path | bytes | onnx.ModelProto | Hollow
+"""A model's file, its serialized bytes, the model itself, or that with its weights apart."""
 PROVIDERS = ("CPUExecutionProvider",)
 QUIET = 4
 """onnxruntime's log level "fatal": what fails is raised, and told in one line, by us."""
@@ -86,6 +87,7 @@ class Session:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
+        self._weights = model.weights if isinstance(model, Hollow) else {}  # read where they are
         self._session = _create(model, options)
         if saturates():
             _require_exact(model, self._name)
@@ -228,6 +230,8 @@ def _is_mixed(node: onnx.NodeProto, model: Model) -> bool:
 
 def _structure(model: Model) -> onnx.ModelProto:
     """The model without its external weights."""
+    if isinstance(model, Hollow):
+        return model.model
     if isinstance(model, onnx.ModelProto):
         return model
     if isinstance(model, bytes):
@@ -257,6 +261,10 @@ def _create(model: Model, options: Any) -> Any:
         return _load(str(model), options, str(model))
     if isinstance(model, bytes):
         return _load(model, options, "model")
+    if isinstance(model, Hollow):
+        values = map(_onnxruntime().OrtValue.ortvalue_from_numpy, model.weights.values())
+        options.add_external_initializers(list(model.weights), list(values))
+        return _load(model.referring().SerializeToString(), options, "model")
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < PROTOBUF_LIMIT:
         return _load(model.SerializeToString(), options, "model")
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch
-from onnx_intq.graph import model_from_graph, sort, subgraphs
+from onnx_intq.graph import hollow_from_graph, sort, subgraphs
 from onnx_intq.runtime import Session
 
 
@@ -61,7 +61,10 @@ class Segments:
             (
                 part,
                 Session(
-                    model_from_graph(_graph(graph, part)), threads=threads, spin=False, arena=False
+                    hollow_from_graph(part_graph(graph, part)),
+                    threads=threads,
+                    spin=False,
+                    arena=False,
                 ),
             )
             for part in cut(_sorted(graph), self._names, size)
@@ -145,7 +148,7 @@ def _all_typed(nodes: list[gs.Node]) -> bool:
     return all(t.dtype is not None and t.type == "tensor_type" for n in nodes for t in n.outputs)
 
 
-def _graph(graph: gs.Graph, part: Part) -> gs.Graph:
+def part_graph(graph: gs.Graph, part: Part) -> gs.Graph:
     """A graph of its own: the copied border tensors no longer know the nodes outside."""
     shared = gs.Graph(
         nodes=list(part.nodes),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_intq.frontend import Frontend
-from onnx_intq.graph import first_line, metadata, model_from_graph
+from onnx_intq.graph import bare_model, first_line, hollow_from_graph, metadata
+from onnx_intq.shape_arithmetic import infer_shapes, static_shapes
 from onnx_intq.speech import FRONTEND_KEY
 from onnx_intq.transform import IntqError
 
 Shape = tuple[int, ...]
 HOP = 0.01
 """Seconds between frames where the model does not say."""
-SMALL = 1024
-"""Constants of up to this many values may be shapes, and keep their values for inference."""
 
 
 def input_shapes(
@@ -53,28 +51,22 @@ def infer(graph: gs.Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
     Raises:
         IntqError: The inputs' shapes contradict the graph.
     """
-    model = model_from_graph(graph.copy())
+    model = bare_model(hollow_from_graph(graph.copy()).model)
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     for value in model.graph.input:
-        _set_shape(value, inputs[value.name])
-    _hide_weights(model.graph)
+        if value.name in inputs:
+            _set_shape(value, inputs[value.name])
     try:
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        model = infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
         found = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
         raise IntqError(
             f"shapes {found} do not fit the model ({first_line(error)}); "
             "expected shapes it can run; change --seconds or --shapes"
         ) from error
-    values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-    types = {v.name: v.type.tensor_type for v in values}
-    return {
-        name: tuple(d.dim_value for d in found.shape.dim)
-        for name, found in types.items()
-        if found.HasField("shape") and all(d.HasField("dim_value") for d in found.shape.dim)
-    } | {t.name: tuple(t.dims) for t in model.graph.initializer}
+    return static_shapes(model)
 
 
 def _checked(graph: gs.Graph, name: str, shape: Sequence[int]) -> Shape:
@@ -104,17 +96,3 @@ def _set_shape(value: onnx.ValueInfoProto, shape: Shape) -> None:
     del dims[:]
     for size in shape:
         dims.add().dim_value = size
-
-
-def _hide_weights(graph: onnx.GraphProto) -> None:
-    """Make large constants inputs: inference needs their shapes alone, and copies the model."""
-    kept = []
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
-            kept.append(tensor)
-        else:
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

@@ -79,6 +79,9 @@ class Supply:
         found = self.source.ranges_of(graph, ctx.feeds, self.observer, self.bar)
         symmetric = any(getattr(p, "target", None) == "tensorrt" for p in self.passes)
         ctx.ranges = found.select(self.observer, symmetric=symmetric)
+        ctx.reach = found.reach()
+        if self.observer is None:
+            ctx.alternatives = found.alternatives(symmetric=symmetric)
         metadata(graph)["onnx_intq.observer"] = self.observer or found.observer
         metadata(graph)["onnx_intq.ranges_sha256"] = found.sha256
         if any("reference" in p.needs for p in self.passes):

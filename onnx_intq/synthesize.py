@@ -1,8 +1,9 @@
-"""Zero-shot data: inputs optimised until the network's BatchNorms see the statistics they hold.
+"""Zero-shot data: inputs optimised until the network takes them for those it was trained on.
 
 Q-ASR section 2.3: for every BatchNormalization, the KL divergence between the Gaussian of its
 running statistics and the Gaussian of its input under the synthetic batch, minimised over the
-input by Adam. Only the ONNX file is needed.
+input by Adam (`onnx_intq.divergence`). Where there is no BatchNormalization, attention tells
+(`onnx_intq.entropy`). Only the ONNX file is needed.
 
 Method "kl" moves the white noise behind a smooth input (`onnx_intq.latent`), method "qasr" the
 input itself. On quartznet15x5 the loss, summed over 93 BatchNorms, is 2.7 for real speech; "kl"
@@ -12,16 +13,20 @@ comes to 10 in 30 steps, values moved one by one to 17 in 60.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
 
+from onnx_intq.divergence import Divergences, batch_norms
+from onnx_intq.entropy import Entropies, attentions, fit_scale
 from onnx_intq.feeds import Batch, TensorSpec
 from onnx_intq.frontend import Frontend
-from onnx_intq.graph import constant, metadata, require_float32
+from onnx_intq.graph import metadata, require_float32
+from onnx_intq.input_statistics import Statistics, input_statistics, stretched
 from onnx_intq.latent import Latent, correlated, uniform
 from onnx_intq.progress import Tick
 from onnx_intq.samples import specs
@@ -35,13 +40,13 @@ class Recipe:
     """How synthetic data is made.
 
     Attributes:
-        method: "kl", "qasr" or "random".
+        method: "kl", "qasr", "entropy" or "random".
         batches: Independent batches; number k is drawn from seed + k.
         batch_size: Samples in a batch, where the model leaves it open.
         frames: Length of the time axis, where the model leaves it open.
         steps: Steps of Adam per batch, at most.
         lr: Its first learning rate.
-        correlation: Of neighbouring values in the input, for method "kl".
+        correlation: Of neighbouring values in the input, for methods "kl" and "entropy".
         spread: Half-width of the uniform distribution the input starts from, for the others.
         patience: Steps without 1 % improvement after which a batch is done.
         seed: Of the first batch.
@@ -62,28 +67,29 @@ class Recipe:
 RECIPES = {
     "kl": Recipe(),
     "qasr": Recipe(method="qasr", batches=20, batch_size=8, frames=500, steps=200, patience=200),
+    "entropy": Recipe(method="entropy", batches=4, steps=4),
     "random": Recipe(method="random", batches=2, batch_size=8, steps=0, spread=3.0),
 }
 """The defaults of each method; "qasr" is the paper's recipe, "random" the control."""
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A BatchNormalization's running statistics, and where its input is found.
+class Objective(Protocol):
+    """What synthesis makes small: the sum of one number per node."""
 
-    Attributes:
-        name: Of the node.
-        tap: Name of the tensor it reads.
-        mean, variance: float32 [channels]; the variance includes the node's epsilon, so that dead
-            channels (variance 0) weigh no more than others.
-        epsilon: Added to the variance of the synthetic batch too.
-    """
+    @property
+    def measure(self) -> str:
+        """What the numbers are: "divergence" or "negative_entropy"."""
 
-    name: str
-    tap: str
-    mean: Tensor
-    variance: Tensor
-    epsilon: float
+    @property
+    def names(self) -> list[str]:
+        """Of the nodes."""
+
+    @property
+    def taps(self) -> list[str]:
+        """The tensors that `parts` looks at."""
+
+    def parts(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The numbers, float32 [nodes]."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,16 @@ class Result:
 
     Attributes:
         batch: The feeds, one array per input.
-        before, after: KL divergence per BatchNorm, nats per channel, in graph order.
+        before, after: What was minimised, such as the KL divergence, per node in graph order.
         losses: Their sum at every step.
+        measure: What `before` and `after` are: "divergence" or "negative_entropy".
     """
 
     batch: Batch
     before: dict[str, float]
     after: dict[str, float]
     losses: list[float]
+    measure: str = "divergence"
 
 
 def synthesize(
@@ -108,78 +116,99 @@ def synthesize(
     """Make `recipe.batches` batches, one by one.
 
     Raises:
-        IntqError: The model has no BatchNormalization (methods kl and qasr), is not float32, has
-            dynamic axes other than batch and time, or the device is absent.
+        IntqError: The model has no BatchNormalization (methods kl and qasr) or no attention (method
+            entropy), is not float32, has dynamic axes other than batch and time, or the device is
+            absent.
     """
     require_float32(graph)
     device = _device(device)
-    norms = batch_norms(graph, device)
-    if not norms and recipe.method != "random":
-        raise IntqError(
-            "the model has no BatchNormalization to match; expected at least one; export it with "
-            "BatchNormalization kept, or quantize it with real feeds, --data"
-        )
-    net = TorchGraph(graph, taps=[norm.tap for norm in norms]).to(device)
+    objective = _objective(graph, recipe.method, device)
+    net = TorchGraph(graph, taps=objective.taps).to(device)
     length = max(recipe.steps, 1)
     normalized = _is_normalized(graph)
+    scale = (1.0, 0.0)
+    known = {} if normalized or recipe.method != "kl" else _statistics(graph, recipe)
     for index in range(recipe.batches):
-        latents, lengths = _start(specs(graph), recipe, recipe.seed + index, normalized)
-        search = _Search(
-            {
-                name: replace(latent, noise=latent.noise.to(device))
-                for name, latent in latents.items()
-            },
-            {name: tensor.to(device) for name, tensor in lengths.items()},
-            recipe,
-        )
+        latents, lengths = _start(specs(graph), recipe, index, normalized)
+        latents = {name: replace(x, noise=x.noise.to(device)) for name, x in latents.items()}
+        lengths = {name: tensor.to(device) for name, tensor in lengths.items()}
+        if recipe.method == "entropy" and index == 0 and not normalized:
+            scale = fit_scale(_cost(net, objective, latents, lengths))
+        latents = _scaled(latents, *scale) | {n: s.start(latents[n]) for n, s in known.items()}
+        search = _Search(latents, lengths, recipe)
 
         def tick(step: int, done: int = index * length) -> None:
             if progress:
                 progress(done + step + 1, recipe.batches * length)
 
-        yield _optimise(net, norms, search, recipe.steps, tick)
+        result = _optimise(net, objective, search, recipe.steps, tick)
+        yield replace(
+            result, batch={**result.batch, **{n: stretched(result.batch[n]) for n in known}}
+        )
 
 
-def batch_norms(graph: gs.Graph, device: str = "cpu") -> list[Norm]:
-    """The BatchNormalization nodes whose statistics are constant, in graph order."""
-    found = []
-    for node in graph.nodes:
-        mean, variance = constant(node, 3), constant(node, 4)
-        if node.op != "BatchNormalization" or mean is None or variance is None:
-            continue
-        epsilon = float(node.attrs.get("epsilon", 1e-5))
-        statistics = (torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, variance))
-        mu, var = statistics
-        found.append(Norm(node.name, node.inputs[0].name, mu, var + epsilon, epsilon))
-    return found
+def _statistics(graph: gs.Graph, recipe: Recipe) -> dict[str, Statistics]:
+    """Of the inputs whose scale no front end says, but the first BatchNorm."""
+    found = {t.name: input_statistics(graph, t.name, recipe.correlation) for t in graph.inputs}
+    return {name: statistics for name, statistics in found.items() if statistics is not None}
 
 
-def divergence(x: Tensor, norm: Norm) -> Tensor:
-    """KL divergence of the Gaussian of `x` from that of `norm`, averaged over channels, in nats.
+def _objective(graph: gs.Graph, method: str, device: str) -> Objective:
+    if method == "random":
+        return Divergences([])
+    if method == "entropy":
+        if not (found := attentions(graph)):
+            raise IntqError(
+                "the model has no attention, MatMul(Softmax(...), ...), to vary; expected at least "
+                "one; use --method kl if it has BatchNormalization, or real feeds, --data"
+            )
+        return Entropies(found)
+    if not (norms := batch_norms(graph, device)):
+        raise IntqError(
+            "the model has no BatchNormalization to match; expected at least one; export it with "
+            "BatchNormalization kept; for a transformer use --method entropy; or quantize it with "
+            "real feeds, --data"
+        )
+    return Divergences(norms)
 
-    Args:
-        x: The BatchNorm's input [batch, channels, ...].
-        norm: What it should look like.
-    """
-    rows = x.transpose(1, -1).flatten(0, -2)  # channels last, as TorchGraph keeps them: no copy
-    mean = rows.mean(0)
-    variance = (rows - mean).square().mean(0) + norm.epsilon
-    apart = (norm.variance + (norm.mean - mean).square()) / variance
-    return 0.5 * (torch.log(variance / norm.variance) - 1 + apart).mean()
+
+def _cost(
+    net: TorchGraph, objective: Objective, latents: dict[str, Latent], lengths: dict[str, Tensor]
+) -> Callable[[float, float], float]:
+    """What a gain and an offset of all inputs cost; infinity where numbers overflow."""
+
+    def cost(gain: float, offset: float) -> float:
+        with torch.no_grad():
+            scaled = _scaled(latents, gain, offset)
+            value = objective.parts(net(_values(scaled) | lengths)).sum().item()
+        return value if math.isfinite(value) else math.inf
+
+    return cost
+
+
+def _scaled(latents: dict[str, Latent], gain: float, offset: float) -> dict[str, Latent]:
+    return {name: replace(x, gain=gain, offset=offset) for name, x in latents.items()}
+
+
+def _values(latents: dict[str, Latent]) -> dict[str, Tensor]:
+    return {name: latent.value() for name, latent in latents.items()}
 
 
 def _start(
-    inputs: list[TensorSpec], recipe: Recipe, seed: int, normalized: bool
+    inputs: list[TensorSpec], recipe: Recipe, index: int, normalized: bool
 ) -> tuple[dict[str, Latent], dict[str, Tensor]]:
-    """The floating-point inputs, where they start from, and the lengths."""
-    generator = torch.Generator().manual_seed(seed)
+    """The floating-point inputs of batch `index`, where they start from, and the lengths."""
+    generator = torch.Generator().manual_seed(recipe.seed + index)
     latents: dict[str, Latent] = {}
     lengths: dict[str, Tensor] = {}
     for spec in inputs:
         shape = _shape(spec, recipe)
-        if spec.dtype.kind == "f" and recipe.method == "kl":
+        if spec.dtype.kind == "f" and recipe.method in {"kl", "entropy"}:
             axis = time_axis(spec) if normalized else None
-            latents[spec.name] = correlated(shape, recipe.correlation, generator, axis)
+            latent = correlated(shape, recipe.correlation, generator, axis)
+            if recipe.method == "entropy" and index:
+                latent = replace(latent, padding=_padding(spec, generator))
+            latents[spec.name] = latent
         elif spec.dtype.kind == "f":
             latents[spec.name] = uniform(shape, recipe.spread, generator)
         elif spec.is_lengths:
@@ -192,6 +221,16 @@ def _start(
     return latents, lengths
 
 
+def _padding(spec: TensorSpec, generator: torch.Generator) -> tuple[int, int] | None:
+    """Where a spectrogram of fixed length ends: between 20 and 80 % of it."""
+    axis = time_axis(spec)
+    size = spec.shape[axis]
+    if len(spec.shape) != 3 or not isinstance(size, int):
+        return None
+    share = 0.2 + 0.6 * torch.rand((), generator=generator).item()
+    return axis, max(round(share * size), 1)
+
+
 def _is_normalized(graph: gs.Graph) -> bool:
     """Whether the recorded front end brings every feature to mean 0 and deviation 1 over time."""
     text = metadata(graph).get(FRONTEND_KEY)
@@ -199,9 +238,12 @@ def _is_normalized(graph: gs.Graph) -> bool:
 
 
 def time_axis(spec: TensorSpec) -> int:
-    """The last axis of open length, or the last of all where only the batch is open."""
+    """The last axis of open length; where only the batch is open, the longest of the others."""
     dynamic = [i for i, size in enumerate(spec.shape) if i and not isinstance(size, int)]
-    return dynamic[-1] if dynamic else len(spec.shape) - 1
+    if dynamic:
+        return dynamic[-1]
+    lengths = [(size, axis) for axis, size in enumerate(spec.shape) if axis]
+    return max(lengths)[1] if lengths else 0
 
 
 def _shape(spec: TensorSpec, recipe: Recipe) -> tuple[int, ...]:
@@ -235,14 +277,14 @@ class _Search:
 
     def feeds(self) -> dict[str, Tensor]:
         """The network's inputs, differentiable in what the search moves."""
-        return {name: latent.value() for name, latent in self._latents.items()} | self._lengths
+        return _values(self._latents) | self._lengths
 
     def step(self, loss: Tensor) -> bool:
         """Take one step; return whether more are worth while."""
         value = loss.item()
         if not math.isfinite(value):
             raise IntqError(
-                f"the BatchNorm loss became {value} at step {len(self.losses)}; expected a finite "
+                f"the loss became {value} at step {len(self.losses)}; expected a finite "
                 "value; lower --lr"
             )
         if value < min(self.losses, default=math.inf):
@@ -272,29 +314,31 @@ class _Search:
 
 
 def _optimise(
-    net: TorchGraph, norms: list[Norm], search: _Search, steps: int, tick: Callable[[int], object]
+    net: TorchGraph,
+    objective: Objective,
+    search: _Search,
+    steps: int,
+    tick: Callable[[int], object],
 ) -> Result:
     before: dict[str, float] = {}
     for step in range(steps):
-        values = net(search.feeds())
-        parts = torch.stack([divergence(values[norm.tap], norm) for norm in norms])
-        before = before or _named(norms, parts)
+        parts = objective.parts(net(search.feeds()))
+        before = before or _named(objective, parts)
         tick(step)
         if not search.step(parts.sum()):
             break
     search.best()
-    with torch.no_grad():
-        feeds = search.feeds()
-        values = net(feeds)
-        after = torch.stack(
-            [divergence(values[norm.tap], norm) for norm in norms] or [torch.zeros(())]
-        )
+    feeds = search.feeds()
     batch = {name: tensor.detach().cpu().numpy() for name, tensor in feeds.items()}
-    return Result(batch, before or _named(norms, after), _named(norms, after), search.losses)
+    after: dict[str, float] = {}
+    if objective.names:
+        with torch.no_grad():
+            after = _named(objective, objective.parts(net(feeds)))
+    return Result(batch, before or after, after, search.losses, objective.measure)
 
 
-def _named(norms: list[Norm], parts: Tensor) -> dict[str, float]:
-    return dict(zip((norm.name for norm in norms), parts.tolist(), strict=False))
+def _named(objective: Objective, parts: Tensor) -> dict[str, float]:
+    return dict(zip(objective.names, parts.tolist(), strict=True))
 
 
 def _device(name: str) -> str:

@@ -258,11 +258,18 @@ def _take(table: Array, index: Value) -> Value:
 
 @_handles(np.matmul)
 def _matmul(a: Value, b: Value) -> Value:
-    """Of 8 bits: uint8 on the left, and on the right, unless that has to be portable, int8."""
+    """Of 8 bits: uint8 on the left, and on the right, unless that has to be portable, int8.
+
+    16 bits on the right are multiplied byte by byte: 256 * (a @ high) + a @ low.
+    """
     length, _ = _length(a, -1)
     corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
     low, high = length * min(0, *corners), length * max(0, *corners)
-    narrow = b.low >= -128 and b.high <= 127 and a.low >= -128 and a.high <= 255
+    bytes_ = a.low >= -128 and a.high <= 255
+    if bytes_ and max(a.high, -a.low) * MIDDLE * length <= INT32.max and _has_two_bytes(b):
+        digits = _bytes(b)
+        return _add(_multiply(_matmul(a, digits[0]), 1 << 8), _matmul(a, digits[1]))
+    narrow = b.low >= -128 and b.high <= 127 and bytes_
     if not (narrow and (a.low >= 0 or a.high <= 127) and _type(low, high) == np.int32):
         require(INT64.min <= low and high <= INT64.max, "MatMul", a, b)
         tensors = [a.astype(np.int64), b.astype(np.int64)]
@@ -273,6 +280,20 @@ def _matmul(a: Value, b: Value) -> Value:
     else:
         tensors = [a.astype(np.uint8 if a.low >= 0 else np.int8), b.astype(np.int8)]
     return Value(a.builder, a.builder.node("MatMulInteger", tensors, np.int32), low, high)
+
+
+def _has_two_bytes(x: Value) -> bool:
+    """Whether a value is 256 * high + low of two int8, and not of one."""
+    single = x.low >= -MIDDLE and x.high < MIDDLE
+    return not single and x.low >= -257 * MIDDLE and x.high < 255 * MIDDLE
+
+
+def _bytes(x: Value) -> tuple[Value, Value]:
+    """The two int8 of which a value is 256 * high + low."""
+    raised = _add(x, 257 * MIDDLE)
+    high = _right_shift(raised, 8)
+    low = _subtract(raised, _left_shift(high, 8)).narrowed(0, 255)
+    return _subtract(high, MIDDLE), _subtract(low, MIDDLE)
 
 
 def _arithmetic(op: str, a: Operand, b: Operand, low: int, high: int) -> Value:

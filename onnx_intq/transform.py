@@ -45,9 +45,13 @@ class Context:
         facts: Strings of `FACTS` that hold for the model now.
         feeds: Batches that can be read more than once; present where the fact "data" holds.
         ranges: Tensor name -> (low, high), real units; present where the fact "calibrated" holds.
+        alternatives: Tensor name -> all ranges calibration found, where one may be chosen.
+        reach: Tensor name -> the range to give it in 16 bits, where nothing need be clipped.
         reference: The float model the ranges belong to, with the tensors' names of now; present
             where the fact "reference" holds. Not to be changed.
-        wide: Names of tensors that need 16 bits, as some pass has measured.
+        wide: Names of tensors that need 16 bits, with the SQNR in decibels that rounding them to 8
+            would leave of the network's result, as a pass has measured.
+        floats: Nodes that need to stay float for such a reason: name -> the reason.
         skipped: (node, reason) pairs, in the order found.
         remaining: Like `skipped`, for what a pass had to leave although it should have gone; a
             command that sees any exits 1 unless told otherwise.
@@ -56,10 +60,18 @@ class Context:
     facts: set[str] = field(default_factory=set[str])
     ranges: Mapping[str, Range] = field(default_factory=dict[str, Range])
     feeds: Iterable[Batch] = ()
+    alternatives: Mapping[str, Sequence[Range]] = field(default_factory=dict[str, Sequence[Range]])
+    reach: Mapping[str, Range] = field(default_factory=dict[str, Range])
     reference: gs.Graph | None = None
-    wide: set[str] = field(default_factory=set[str])
+    wide: dict[str, float] = field(default_factory=dict[str, float])
+    floats: dict[str, str] = field(default_factory=dict[str, str])
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     remaining: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def limits(self, tensor: str, bits: int) -> Range | None:
+        """The range in which to quantize a tensor to 8 or 16 bits; None where it is unknown."""
+        wide = self.reach.get(tensor) if bits > 8 else None
+        return wide or self.ranges.get(tensor)
 
     def skip(self, node: gs.Node, why: str) -> None:
         """Note that `node` was left alone and why."""

@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_intq.feeds import Batch
-from onnx_intq.graph import bare_model, first_line, model_from_graph, subgraphs
+from onnx_intq.graph import bare_model, first_line, hollow_from_graph, subgraphs
 from onnx_intq.real_io import RealSession
 from onnx_intq.samples import specs
 from onnx_intq.transform import Pass, PassError
@@ -45,7 +45,7 @@ def well_formed(spec: Pass, model: gs.Graph) -> None:
     """
     try:
         _check_names(model)
-        onnx.checker.check_model(bare_model(model_from_graph(model)), full_check=True)
+        onnx.checker.check_model(bare_model(hollow_from_graph(model).model), full_check=True)
     except Exception as error:
         raise PassError(
             f"left an invalid graph: {first_line(error)}; this is a bug of {spec.name}"
@@ -101,7 +101,7 @@ class SameFunction:
         return drift(self._first, self._run(model))
 
     def _run(self, model: gs.Graph) -> Outputs:
-        return RealSession(model_from_graph(model)).run(self.feeds)
+        return RealSession(hollow_from_graph(model)).run(self.feeds)
 
     def _compare(self, spec: Pass, now: Outputs, nodes: int) -> None:
         if set(now) != set(self._last):

@@ -119,11 +119,11 @@ class _Completion:
 
     def _grid(self, tensor: gs.Tensor, node: gs.Node | None) -> Operand | None:
         known = (common_grid(node) if node is not None else None) or self._grid_behind(tensor)
-        limits = self._limits(tensor, node)
+        bits = 8 if any(n.op in WEIGHTED for n in users(tensor)) else 16
+        limits = self._limits(tensor, node, bits)
         if known is not None or limits is None or not np.abs(limits).max() < LARGEST:
             return known
-        weighted = any(n.op in WEIGHTED for n in users(tensor))
-        grid = Grid(8 if weighted else 16, signed=False)
+        grid = Grid(bits, signed=False)
         scale, zero_point = affine(*limits, grid)
         return Operand(tensor=tensor, scale=float(scale), zero_point=zero_point, grid=grid)
 
@@ -147,7 +147,7 @@ class _Completion:
         same = first is not None and all(g is not None and g.same_grid(first) for g in found)
         return first if same else None
 
-    def _limits(self, tensor: gs.Tensor, node: gs.Node | None) -> Range | None:
+    def _limits(self, tensor: gs.Tensor, node: gs.Node | None, bits: int) -> Range | None:
         operands = [] if node is None else [range_of(t) for t in node.inputs]
         read = {n.op for n in users(tensor)}
         if node is not None and node.op == "Where" and read and read <= SOFTMAX:
@@ -157,7 +157,7 @@ class _Completion:
         derived = None if node is None else result_range(node, operands)
         if derived is not None and node is not None and node.op == "LogSoftmax":
             return derived  # narrow enough for 16 bits, and nothing unlikely is cut off
-        return self._ctx.ranges.get(tensor.name) or derived
+        return self._ctx.limits(tensor.name, bits) or derived
 
     def _append(self, tensor: gs.Tensor, grid: Operand, *, is_output: bool) -> None:
         name, model, others = tensor.name, self._model, list(tensor.outputs)

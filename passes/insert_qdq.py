@@ -4,13 +4,13 @@ Before: `y = Conv(x, w)`.   After: `y = Conv(DequantizeLinear(QuantizeLinear(x, 
 Target ort: unsigned, zero point from the range; inputs and outputs, so that onnxruntime fuses
 QLinearConv and QLinearAdd. Target tensorrt: signed, zero point 0, inputs only.
 Condition: the tensor has a range (fact "calibrated"). What stays float is named with the reason.
+Tensors that a pass before has found to need 16 bits get them.
 Addends of a sum get scales that make float and integer arithmetic agree (`onnx_intq.alignment`).
 Law: a quantized tensor moves by at most half a step where it lies inside its range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -23,7 +23,7 @@ from onnx_intq.graph import Names, convert_opset
 from onnx_intq.grid import Grid, affine, symmetric
 from onnx_intq.lowering import fused
 from onnx_intq.pairs import append_pair, let_read
-from onnx_intq.placement import Plan, origin, plan
+from onnx_intq.placement import Plan, plan
 from onnx_intq.transform import Context, Pass, PassError, Range
 
 PER_CHANNEL_OPSET, SIXTEEN_BIT_OPSET = 13, 21
@@ -35,16 +35,18 @@ class InsertQdq(Pass):
     """Quantize activations.
 
     Attributes:
-        target: "ort" or "tensorrt".
+        target: "ort", "integer" or "tensorrt".
         bits: 8 or 16.
         keep: Glob patterns of nodes that stay float.
         wide: Glob patterns of nodes whose inputs get 16 bits, for target "ort".
+        tables: For target "integer": functions will be tables, of 8-bit arguments.
     """
 
     target: str = "ort"
     bits: int = 8
     keep: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
+    tables: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset({"bn-folded", "calibrated"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -52,24 +54,26 @@ class InsertQdq(Pass):
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Insert the pairs; return how many nodes run on quantized inputs."""
-        sixteen = self.bits == 16 or bool(self.wide)
+        sixteen = self.bits == 16 or bool(self.wide or ctx.wide)
         if self.bits not in {8, 16} or (sixteen and self.target == "tensorrt"):
             raise PassError(
                 f"{16 if sixteen else self.bits}-bit activations; expected 8, or 16 for target ort"
             )
         convert_opset(model, SIXTEEN_BIT_OPSET if sixteen else PER_CHANNEL_OPSET)
-        chosen = plan(model, self.target, self.keep)
+        chosen = plan(model, self.target, self.keep, ctx.floats, tables=self.tables)
         for node, why in chosen.skipped:
             ctx.skip(node, why)
-        ranges = {n: _range(t, chosen, ctx.ranges) for n, t in chosen.tensors.items()}
-        if self.target == "ort" and not sixteen:
+        ranges = {n: _range(t, chosen, ctx, 8) for n, t in chosen.tensors.items()}
+        if self.target != "tensorrt" and not sixteen:
             _align_addends(model, chosen, ranges)
         quantized, names = {id(node) for node in chosen.nodes}, Names(model)
         for name, tensor in chosen.tensors.items():
             everyone = name in chosen.integers
             readers = [n for n in tensor.outputs if everyone or id(n) in quantized]
-            bits = self._bits([n for n in readers if id(n) in quantized])
-            dq = self._append_pair(model, tensor, ranges[name], bits, names)
+            wide = chosen.first(tensor).name in ctx.wide
+            bits = 16 if wide else self._bits([n for n in readers if id(n) in quantized])
+            limits = ranges[name] if bits == 8 else _range(tensor, chosen, ctx, bits)
+            dq = self._append_pair(model, tensor, limits, bits, names)
             let_read(readers, tensor, dq)
             if everyone and any(tensor is t for t in model.outputs):
                 model.outputs = [dq if t is tensor else t for t in model.outputs]
@@ -101,10 +105,10 @@ def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> N
     """Widen the ranges of addends a little: see `onnx_intq.alignment`. Sums come before addends."""
     grid, fixed, same = Grid(8, signed=False), set[str](), dict[str, list[str]]()
     for tensor_name, tensor in chosen.tensors.items():
-        same.setdefault(_first(tensor, chosen).name, []).append(tensor_name)
+        same.setdefault(chosen.first(tensor).name, []).append(tensor_name)
     for node in reversed([n for n in chosen.nodes if n.op == "Add"]):
         total = fused(model, node)[-1].outputs[0].name
-        for name in {_first(t, chosen).name for t in node.inputs} - fixed:
+        for name in {chosen.first(t).name for t in node.inputs} - fixed:
             if total not in ranges or name == total:
                 continue
             fixed.add(name)
@@ -115,17 +119,13 @@ def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> N
             ranges.update(dict.fromkeys(same[name], (low * factor, high * factor)))
 
 
-def _first(tensor: gs.Tensor, chosen: Plan) -> gs.Tensor:
-    """The tensor whose values it holds: behind operators that only move values, their input."""
-    return [t for t in origin(tensor) if t.name in chosen.tensors][-1]
-
-
-def _range(tensor: gs.Tensor, chosen: Plan, ranges: Mapping[str, Range]) -> Range:
+def _range(tensor: gs.Tensor, chosen: Plan, ctx: Context, bits: int) -> Range:
     """The tensor's range; behind operators that only move values, that of their input."""
-    first = _first(tensor, chosen)
-    if first.name not in ranges:
+    name = chosen.first(tensor).name
+    limits = ctx.limits(name, bits)
+    if limits is None:
         raise PassError(
-            f"tensor {first.name!r} has no range; expected one per quantized tensor; "
+            f"tensor {name!r} has no range; expected one per quantized tensor; "
             "calibrate this very model"
         )
-    return ranges[first.name]
+    return limits

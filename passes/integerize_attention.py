@@ -4,8 +4,9 @@ Before: `q = QuantizeLinear(MatMul(DequantizeLinear(QuantizeLinear(Softmax(s))),
 After: `q = MatMulInteger(e, v) * m / sum(e)`, all integers: e are the row's exponentials in 8 bits,
 255 for its maximum, so that small probabilities are not lost to the grid of the weights, and one
 division normalises and requantises.
-Condition: the softmax runs over the last axis, nothing else reads it, v has 8 bits. Where that does
-not hold, other passes lower both operators one by one: run this one before them.
+A v of 16 bits is multiplied byte by byte.
+Condition: the softmax runs over the last axis, nothing else reads it, no bias is added. Where that
+does not hold, other passes lower both operators one by one: run this one before them.
 Law: every element equals `kernels.softmax.softmax_matmul`.
 """
 
@@ -25,8 +26,9 @@ from onnx_intq.products import check_cpu
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import Context, Pass
 
-MIDDLE = 128
-"""Subtracted from uint8: sums of products with int8 fit int32 in rows of up to 2^16."""
+WIDEST = {8: 128, 16: 256 * 128 + 128}
+"""Bits -> what is taken off integers counted from 0, so that their bytes are int8: sums of products
+with them fit int32 in rows of up to 2^16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,9 @@ def _emit(site: Site, builder: Builder, mode: Mode) -> Value:
     if not _is_over_the_last_axis(softmax):
         raise CannotLowerError("its softmax does not run over the last axis")
     scores, v = replace(site, node=softmax).operand(0), site.operand(1)
-    if v.grid.bits != 8 or site.bias is not None:
-        raise CannotLowerError("a bias is added, or its right factor has more than 8 bits")
-    offset = 0 if v.grid.signed else MIDDLE
+    if site.bias is not None:
+        raise CannotLowerError("a bias is added")
+    offset = v.grid.low + WIDEST[v.grid.bits]
     values = v.stored(builder)
     result = softmax_matmul(
         scores.stored(builder),
@@ -72,6 +74,7 @@ def _emit(site: Site, builder: Builder, mode: Mode) -> Value:
         values - offset if offset else values,
         v.scale / site.result.scale,
         v_zero_point=v.zero_point - offset,
+        v_bits=v.grid.bits,
         zero_point=site.result.zero_point,
         low=site.first,
         high=site.last,

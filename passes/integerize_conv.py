@@ -3,8 +3,9 @@
 Before: `q = QuantizeLinear(Relu(Conv(DequantizeLinear(x), DequantizeLinear(w), b)))`.
 After: `q = Cast(Clip(Div(Add(Mul(ConvInteger(x, w), m), r), d)))`, all integers.
 Weights are stored as uint8 with zero point 128, activations as int8: onnxruntime's fast form. Bias,
-zero points, rounding and the activation are folded into r and the limits of Clip.
-Condition: weights are constant, inputs have 8 bits.
+zero points, rounding and the activation are folded into r and the limits of Clip. An input of 16
+bits takes two ConvInteger, of its high and its low bytes (`onnx_intq.place_values`).
+Condition: weights are constant.
 Law: every element equals `grid.requantize` of the exact sum, by a multiplier that is at most
 `requantization.PRECISION` off.
 """
@@ -14,45 +15,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_intq.lowering import CannotLowerError, Site, lower
-from onnx_intq.products import bias, step, unsigned, weight
-from onnx_intq.requantization import emit
+from onnx_intq.place_values import digits
+from onnx_intq.products import bias, check_cpu, convolution, step, weight
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import Context, Pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerizeConv(Pass):
-    """Lower Conv."""
+    """Lower Conv.
+
+    Attributes:
+        cpu: "any" or "vnni": whether the bytes of 16-bit inputs are uint8 or int8, the type of
+            which `complete_qdq` makes inputs of 8 bits.
+    """
+
+    cpu: str = "any"
 
     needs: ClassVar[frozenset[str]] = frozenset({"complete"})
     exact: ClassVar[bool] = False
 
     def run(self, model: gs.Graph, ctx: Context) -> int:
         """Lower; return how many nodes were."""
-        return lower(model, ctx, {"Conv"}, _emit)
+        check_cpu(self.cpu)
+
+        def emit(site: Site, builder: Builder) -> Value:
+            return _emit(site, builder, signed=self.cpu == "vnni")
+
+        return lower(model, ctx, {"Conv"}, emit)
 
 
-def _emit(site: Site, builder: Builder) -> Value:
+def _emit(site: Site, builder: Builder, *, signed: bool) -> Value:
     x, w = site.operand(0), weight(site.node.inputs[1])
-    if x.grid.bits != 8:
-        raise CannotLowerError(f"its input has {x.grid.bits} bits; ConvInteger takes 8")
     if w.scales.size > 1 and w.axis != 0:
         raise CannotLowerError("its weight has scales along another axis than output channels")
-    stored, zero_point = unsigned(w.centred)
-    rows = w.centred.reshape(len(stored), -1)
-    inputs = [
-        x.tensor,
-        builder.constant(stored, np.uint8),
-        builder.constant(np.asarray(x.zero_point), x.grid.dtype),
-        builder.constant(np.asarray(zero_point), np.uint8),
-    ]
-    chosen = step(site, x, w, rows, bias(site))
-    shape = site.node.outputs[0].shape
-    acc = builder.node("ConvInteger", inputs, np.int32, shape, **site.node.attrs)
-    value = builder.value(acc, int(chosen.low.min()), int(chosen.high.max()))
-    ones = (1,) * (w.centred.ndim - 2)
-    return emit(value, chosen, site.result.grid, (len(stored), *ones))
+    chosen = step(site, x, w, w.centred.reshape(len(w.centred), -1), bias(site))
+    return convolution(site, builder, digits(x, builder, signed=signed), w, chosen, site.node.attrs)

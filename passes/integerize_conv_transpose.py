@@ -5,7 +5,8 @@ After: `q = requantize(ConvInteger(Reshape(Pad(Unsqueeze(x))), flipped w))`, all
 Pad puts stride - 1 zero points behind every element: a transposed convolution is a convolution of
 that with the kernel reversed and its inputs and outputs exchanged (Dumoulin & Visin, "A guide to
 convolution arithmetic for deep learning", section 4.5). Bias and activation go into requantisation.
-Condition: weights are constant, inputs have 8 bits; output_shape needs fixed sizes.
+An input of 16 bits is stretched and multiplied byte by byte (`onnx_intq.place_values`).
+Condition: weights are constant; output_shape needs fixed sizes.
 Law: every element equals `grid.requantize` of the exact sum.
 """
 
@@ -19,8 +20,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_intq.lowering import CannotLowerError, Operand, Site, lower
-from onnx_intq.products import Weight, bias, step, unsigned, weight
-from onnx_intq.requantization import emit
+from onnx_intq.place_values import digits
+from onnx_intq.products import Weight, bias, convolution, step, weight
 from onnx_intq.trace import Builder, Value
 from onnx_intq.transform import Context, Pass
 
@@ -42,30 +43,23 @@ class IntegerizeConvTranspose(Pass):
 
 def _emit(site: Site, builder: Builder) -> Value:
     node, x = site.node, site.operand(0)
-    if x.grid.bits != 8:
-        raise CannotLowerError(f"its input has {x.grid.bits} bits; ConvInteger takes 8")
     w = _flipped(weight(node.inputs[1]), node.attrs.get("group", 1))
     spatial = w.centred.ndim - 2
     strides = tuple(node.attrs.get("strides", (1,) * spatial))
     begin, end = _padding(node, w.centred.shape[2:], strides)
-    stretched = _cropped(builder, _stretched(builder, x, node, strides), begin, end)
-    stored, zero_point = unsigned(w.centred)
-    inputs = [
-        stretched,
-        builder.constant(stored, np.uint8),
-        builder.constant(x.zero_point, x.grid.dtype),
-        builder.constant(zero_point, np.uint8),
-    ]
+    stretched = []
+    for digit in digits(x, builder):
+        tensor = _stretched(builder, digit.operand, node, strides)
+        longer = replace(digit.operand, tensor=_cropped(builder, tensor, begin, end))
+        stretched.append(replace(digit, operand=longer))
     attrs = {
-        "kernel_shape": list(stored.shape[2:]),
+        "kernel_shape": list(w.centred.shape[2:]),
         "dilations": list(node.attrs.get("dilations", (1,) * spatial)),
         "pads": [max(p, 0) for p in (*begin, *end)],
         "group": node.attrs.get("group", 1),
     }
-    chosen = step(site, x, w, w.centred.reshape(len(stored), -1), bias(site))
-    acc = builder.node("ConvInteger", inputs, np.int32, node.outputs[0].shape, **attrs)
-    value = builder.value(acc, int(chosen.low.min()), int(chosen.high.max()))
-    return emit(value, chosen, site.result.grid, (len(stored), *(1,) * spatial))
+    chosen = step(site, x, w, w.centred.reshape(len(w.centred), -1), bias(site))
+    return convolution(site, builder, stretched, w, chosen, attrs)
 
 
 def _flipped(w: Weight, groups: int) -> Weight:

@@ -5,8 +5,10 @@ After: `q = Cast(Clip(Div(Add(Mul(MatMulInteger(x, w), m), r), d)))`, all intege
 Both factors are uint8, which every processor multiplies exactly; for processors with VNNI the
 right one is int8, onnxruntime's fast form. An activation of the other type is shifted by 128. A
 constant factor has one scale, or one per row on the left, per column on the right. Gemm's
-transpositions, factors and third input are taken along.
-Condition: activations have 8 bits; the largest sum there can be fits int32.
+transpositions, factors and third input are taken along. A factor of 16 bits is multiplied byte by
+byte: two products, four where both have 16 (`onnx_intq.place_values`).
+Condition: the largest sum there can be of products of 8 bits fits int32, and that of the bytes'
+sums 41 bits.
 Law: every element equals `grid.requantize` of the exact sum, by a multiplier that is at most
 `requantization.PRECISION` off.
 """
@@ -20,9 +22,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnx_intq.factors import LEFT, RIGHT, Product, alpha, by_activation, by_weight, is_constant
+from onnx_intq.factors import (
+    LEFT,
+    RIGHT,
+    Product,
+    Term,
+    alpha,
+    by_activation,
+    by_weight,
+    is_constant,
+)
 from onnx_intq.lowering import CannotLowerError, Site, lower
-from onnx_intq.products import check_cpu
+from onnx_intq.place_values import total
+from onnx_intq.products import check_bias, check_cpu
 from onnx_intq.qdq import has_input
 from onnx_intq.requantization import Step, emit
 from onnx_intq.trace import Builder, Value
@@ -62,13 +74,18 @@ def _emit(site: Site, builder: Builder, *, signed: bool) -> Value:
         product = by_weight(site, builder, constants[0], signed=signed)
     else:
         product = by_activation(site, builder, signed=signed)
-    (left, a), (right, b) = product.factors
+    terms = [(term.place, _multiplied(site, builder, term)) for term in product.terms]
+    value = total(terms, int(product.step.low.min()), int(product.step.high.max()))
+    value, found = _with_bias(site, value, product)
+    return emit(value, found, site.result.grid, product.units.shape)
+
+
+def _multiplied(site: Site, builder: Builder, term: Term) -> Value:
+    (left, a), (right, b) = term.factors
     zero_points = [builder.constant(a, left.dtype), builder.constant(b, right.dtype)]
     shape = site.node.outputs[0].shape
     acc = builder.node("MatMulInteger", [left, right, *zero_points], np.int32, shape)
-    value = builder.value(acc, int(product.step.low.min()), int(product.step.high.max()))
-    value, found = _with_bias(site, value, product)
-    return emit(value, found, site.result.grid, product.units.shape)
+    return builder.value(acc, term.low, term.high)
 
 
 def _with_bias(site: Site, acc: Value, product: Product) -> tuple[Value, Step]:
@@ -77,8 +94,7 @@ def _with_bias(site: Site, acc: Value, product: Product) -> tuple[Value, Step]:
     if bias is None:
         return acc, found
     addend = np.rint(bias.astype(np.float64) / product.units)
-    if np.abs(addend).max(initial=0) >= 1 << 31:
-        raise CannotLowerError("its bias exceeds 32 bits in steps of both factors' scales")
+    check_bias(addend, 8 if len(product.terms) == 1 else 16)
     integers, shape = addend.astype(np.int64), site.node.outputs[0].shape
     if integers.size == len(found.bias) and shape is not None and bias.ndim <= len(shape):
         return acc, replace(found, bias=integers.reshape(-1))

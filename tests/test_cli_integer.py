@@ -162,14 +162,6 @@ WRONG = [
     ("quantize m.onnx -o o.onnx --recipe fold_bn --io int8", "--io has no effect beside --recipe"),
     ("quantize m.onnx -o o.onnx --recipe fold_bn --nonlinear lut", "--nonlinear has no effect bes"),
     (
-        "quantize m.onnx -o o.onnx --target integer -a 16",
-        "16-bit inputs of products for target int",
-    ),
-    (
-        "quantize m.onnx -o o.onnx --target integer --override *=a16",
-        "16-bit inputs of products for",
-    ),
-    (
         "quantize m.onnx -o o.onnx --target integer --override *=float",
         "kept float for target integ",
     ),

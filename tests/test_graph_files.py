@@ -22,6 +22,7 @@ from onnx_intq.graph import (
     subgraphs,
     weight_bytes,
 )
+from onnx_intq.hollow import Hollow
 from onnx_intq.runtime import Session
 from onnx_intq.transform import IntqError
 
@@ -116,7 +117,7 @@ def test_a_full_disk_leaves_the_old_files_untouched(
     def write(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(Hollow, "write", write)
     monkeypatch.setattr(onnx, "save_model", write)
     with pytest.raises(IntqError, match=r"cannot be written: No space left.*nothing was left"):
         save(graph(), path, limit)

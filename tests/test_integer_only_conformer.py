@@ -111,15 +111,19 @@ def sqnr(reference: list[Any], found: list[Any]) -> float:
     return float(10 * np.log10(signal / sum(np.square(a - b).sum() for a, b in pairs)))
 
 
-@pytest.mark.parametrize(("mode", "kept"), [("poly", 1.0), ("lut", 0.5), ("paper", 2.0)])
-def test_nothing_is_float_and_little_is_lost(mode: str, kept: float) -> None:
+@pytest.mark.parametrize(
+    ("mode", "bits", "kept"),
+    [("poly", 8, 1.0), ("lut", 8, 0.5), ("paper", 8, 2.0), ("poly", 16, 0.5)],
+)
+def test_nothing_is_float_and_little_is_lost(mode: str, bits: int, kept: float) -> None:
     """`kept`: decibels that integers may lose beside the float arithmetic of the same Q/DQ graph.
 
-    Measured: Q/DQ 36.9 dB; poly 36.9, lut 37.1, paper 35.4.
+    Measured: Q/DQ 36.9 dB; poly 36.9, lut 37.1, paper 35.4. With inputs of 16 bits, where little
+    but the weights is rounded: Q/DQ 40.3 dB, poly 40.2.
     """
     model, ctx = conformer(), Context()
     reference = outputs(model_from_graph(model))
-    passes = pipeline("integer", nonlinear=mode)
+    passes = pipeline("integer", nonlinear=mode, activation_bits=bits, boost=())
     names = [spec.name for spec in passes]
     prepared, complete = names.index("insert_qdq"), names.index("integerize_attention")
     run(model, passes[:prepared], ctx, [well_formed])
@@ -139,6 +143,8 @@ def test_nothing_is_float_and_little_is_lost(mode: str, kept: float) -> None:
     lowered = model_from_graph(model)
     found = outputs(lowered)
     assert sqnr(reference, found) > sqnr(reference, outputs(qdq)) - kept
-    assert sqnr(reference, found) > 25
+    assert sqnr(reference, found) > (25 if bits == 8 else 39)
+    products = [node.op for node in model.nodes if node.op in {"ConvInteger", "MatMulInteger"}]
+    assert len(products) == (12 if bits == 8 else 26)  # of queries and keys, four
     batch = next(feeds(1))
     np.testing.assert_array_equal(Interpreter(lowered).run(batch)["y"], found[0].astype(np.float32))

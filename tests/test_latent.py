@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -58,6 +60,15 @@ def test_a_normalized_input_has_mean_zero_and_deviation_one_along_that_axis() ->
     # 50 float32 values of size 1: rounding moves a mean or variance by some 1e-7.
     torch.testing.assert_close(x.mean(2), torch.zeros(2, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.std(2), torch.ones(2, 3), rtol=0, atol=1e-5)
+
+
+def test_gain_and_offset_come_after_the_filter_and_padding_last() -> None:
+    plain = correlated((2, 3, 50), 0.9, generator(), normalized=2)
+    x = replace(plain, gain=0.5, offset=-2.0).value()
+    torch.testing.assert_close(x, plain.value() * 0.5 - 2, rtol=0, atol=1e-6)
+    padded = replace(plain, gain=0.5, offset=-2.0, padding=(2, 30)).value()
+    assert torch.equal(padded[:, :, :30], x[:, :, :30])
+    assert torch.equal(padded[:, :, 30:], x[:, :, :30].amin().expand(2, 3, 20))
 
 
 def test_gradients_reach_all_the_noise() -> None:

@@ -115,8 +115,9 @@ def test_a_bias_and_an_activation_fuse_with_a_product() -> None:
 
 
 def test_a_bias_that_is_not_alone_does_not_fuse() -> None:
-    found = plan(matrices("c = MatMul(x, w) d = Add(c, b) y = Sub(d, c)"), "ort")
-    assert list(found.tensors) == ["x", "c"]
+    model = matrices("c = MatMul(x, w) d = Add(c, b) z = Sub(d, c) y = MatMul(c, w)")
+    found = plan(model, "ort")
+    assert list(found.tensors) == ["x", "c", "y"]
 
 
 def test_both_factors_may_be_computed() -> None:
@@ -133,8 +134,40 @@ def test_a_constant_may_be_the_left_factor() -> None:
 def test_a_clip_is_an_activation_but_its_bounds_are_none() -> None:
     clipped = matrices("c = MatMul(x, w) y = Clip(c)")
     assert list(plan(clipped, "ort").tensors) == ["x", "y"]
-    text = "c = MatMul(x, w) low = ReduceMin<keepdims = 0>(c) z = Abs(x) y = Clip(z, low)"
-    assert list(plan(matrices(text), "ort").tensors) == ["x", "c"]
+    text = "c = MatMul(x, w) low = ReduceMin<keepdims = 0>(c) z = Abs(x) z2 = Clip(z, low)"
+    found = plan(matrices(f"{text} y = MatMul(c, w)"), "ort")
+    assert list(found.tensors) == ["x", "c", "y"]
+
+
+def test_a_product_that_only_floats_read_gives_floats() -> None:
+    body = "c = MatMul(x, w) d = Add(c, b) e = {}(d) y = MatMul(e, w)"
+    for op, integers in ("Exp", {"y"}), ("Relu", {"e", "y"}), ("Identity", {"d", "y"}):
+        assert plan(matrices(body.format(op)), "ort").integers - {"e"} == integers - {"e"}
+    convolution = graph("a = Conv(x, p) b = Exp(a) c = Conv(b, h) y = Softmax(c)")
+    assert plan(convolution, "ort").integers == {"a", "c"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "tables", "eight"),
+    [
+        ("Sub(c, x)", False, False),
+        ("Softmax(c)", True, False),
+        ("Sigmoid(c)", False, False),
+        ("Sigmoid(c)", True, True),
+        ("MatMul(c, w)", False, True),
+        ("LogSoftmax(c)", False, True),
+    ],
+)
+def test_results_for_target_integer_have_8_bits_for_products_and_tables(
+    reader: str, *, tables: bool, eight: bool
+) -> None:
+    found = plan(matrices(f"c = Gemm(x, w, b) y = {reader}"), "integer", tables=tables)
+    assert ("c" in found.integers) == eight
+
+
+def test_logits_behind_attention_have_16_bits_for_target_integer() -> None:
+    body = "a = Softmax(x) c = Gemm(a, w, b) y = LogSoftmax(c)"
+    assert "c" not in plan(matrices(body), "integer").integers
 
 
 # What stays float
@@ -214,14 +247,15 @@ def test_inputs_of_amplifying_operators_stay_float(op: str) -> None:
         g = {op}(f) y = MatMul(f, w)"""
     found = plan(matrices(body), "ort")
     # d, which reaches the operator, is not quantized, and f is for the last product alone.
-    assert list(found.tensors) == ["x", "c", "s", "f", "y"]
-    assert found.integers == {"c", "y"}
+    assert list(found.tensors) == ["x", "s", "f", "y"]
+    assert found.integers == {"y"}
 
 
 def test_a_division_by_a_constant_amplifies_nothing() -> None:
-    assert plan(matrices("c = MatMul(x, w) y = Div(c, b)"), "ort").integers == {"c"}
-    assert plan(matrices("c = MatMul(x, w) y = Div(x, c)"), "ort").integers == set()
-    assert plan(matrices("c = MatMul(x, w) y = Pow(c, b)"), "ort").integers == set()
+    product = "c = MatMul(x, w) d = MatMul(c, w)"
+    assert plan(matrices(f"{product} y = Div(c, b)"), "ort").integers == {"c", "d"}
+    assert plan(matrices(f"{product} y = Div(x, c)"), "ort").integers == {"d"}
+    assert plan(matrices(f"{product} y = Pow(c, b)"), "ort").integers == {"d"}
 
 
 @pytest.mark.parametrize("target", ["ort", "tensorrt"])
@@ -293,9 +327,9 @@ def test_products_in_bodies_are_refused_unless_kept(target: str) -> None:
 
 
 def test_an_activation_in_a_body_does_not_fuse() -> None:
-    model = branch("Relu(a)")
+    model = branch("Relu(a)", "z = MatMul(a, w)")
     found = plan(model, "ort")
-    assert list(found.tensors) == ["x", "a", "c", "y"]
+    assert list(found.tensors) == ["x", "a", "z", "c", "y"]
     assert set(found.tensors) <= set(observed(model))
 
 
@@ -305,5 +339,5 @@ def test_an_amplifying_operator_in_a_body_counts() -> None:
 
 
 def test_targets_are_checked() -> None:
-    with pytest.raises(IntqError, match="unknown target 'x'; expected one of: ort, tensorrt"):
+    with pytest.raises(IntqError, match="unknown target 'x'; expected one of: ort, integer, "):
         plan(matrices("y = MatMul(x, w)"), "x")

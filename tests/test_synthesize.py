@@ -1,6 +1,9 @@
-import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
@@ -9,14 +12,7 @@ import torch
 from onnx_intq.frontend import Frontend
 from onnx_intq.graph import graph_from_model, metadata
 from onnx_intq.speech import FRONTEND_KEY
-from onnx_intq.synthesize import (
-    RECIPES,
-    Norm,
-    Recipe,
-    batch_norms,
-    divergence,
-    synthesize,
-)
+from onnx_intq.synthesize import RECIPES, Recipe, synthesize
 from onnx_intq.transform import IntqError
 
 BODY = """
@@ -24,6 +20,7 @@ BODY = """
     n = BatchNormalization <epsilon = 0.001> (h, gamma, beta, mean, variance)
     y = Relu(n)
 """
+Command = Callable[..., tuple[int, str, str]]
 SHORT = Recipe(batches=2, batch_size=3, frames=24, steps=15, lr=0.1)
 
 
@@ -116,35 +113,73 @@ def test_a_search_that_stalls_ends_early() -> None:
     assert len(result.losses) == 6
 
 
-def test_the_divergence_is_that_of_two_gaussians() -> None:
-    x = torch.randn(64, 2, 512, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    norm = Norm("n", "x", torch.tensor([1.0, 0.0]), torch.tensor([4.0, 1.0]), 0.0)
-    # Channel 0 fits. Channel 1: of N(0, 1) from N(1, 4), ln 2 - 1/2 + (1 + 1) / 8. The sample's
-    # mean and deviation are off by about 2 / sqrt(32768), five times which is allowed.
-    expected = (0 + math.log(2) - 0.5 + 2 / 8) / 2
-    assert divergence(x, norm).item() == pytest.approx(expected, abs=10 / math.sqrt(64 * 512))
-
-
-def test_a_dead_channel_weighs_no_more_than_others() -> None:
-    (norm,) = batch_norms(network())
-    assert norm.variance.tolist() == pytest.approx([4.001, 0.251, 0.001])
-    x = torch.zeros(2, 3, 8)
-    assert divergence(x, norm).item() < 5000
-
-
 def test_a_loss_that_is_not_finite_is_refused() -> None:
     with pytest.raises(IntqError, match=r"became nan at step 0.*lower --lr"):
         list(synthesize(network(variance="nan, 1.0, 1.0"), SHORT))
 
 
 def test_a_model_without_batch_norm_is_refused() -> None:
-    with pytest.raises(IntqError, match=r"no BatchNormalization.*--data"):
+    with pytest.raises(IntqError, match=r"no BatchNormalization.*--method entropy.*--data"):
         list(synthesize(network(body="y = Conv(x, w)"), SHORT))
 
 
-def test_statistics_computed_at_run_time_do_not_count() -> None:
-    body = BODY.replace("h, gamma, beta, mean", "h, gamma, beta, moved")
-    assert batch_norms(network(body="moved = Neg(mean)" + body)) == []
+def test_a_model_without_attention_has_no_entropy() -> None:
+    with pytest.raises(IntqError, match=r"no attention.*--method kl.*--data"):
+        list(synthesize(network(), RECIPES["entropy"]))
+
+
+TRANSFORMER = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[SHAPE] mel) => (float[batch, time, 16] y)
+    <float one = {1.0}, float[16] shift = {BIAS}, float[16] ones = {ONES}> {
+        moved = Transpose <perm = [0, 2, 1]> (mel)
+        biased = Add(moved, shift)
+        x = LayerNormalization <axis = -1> (biased, ones)
+        key = Transpose <perm = [0, 2, 1]> (x)
+        scores = MatMul(x, key)
+        weights = Softmax <axis = -1> (scores)
+        mixed = MatMul(weights, x)
+        y = Add(mixed, x)
+    }
+"""
+VARIED = Recipe(method="entropy", batches=3, batch_size=2, frames=60, steps=4, lr=0.1)
+
+
+def transformer(shape: str = "batch, 16, time") -> gs.Graph:
+    """One attention behind a LayerNorm that sees input of size 3 on a bias of 3."""
+    text = TRANSFORMER.replace("SHAPE", shape).replace("ONES", ", ".join(["1.0"] * 16))
+    bias = ", ".join(f"{3.0 * (-1) ** i}" for i in range(16))
+    return graph_from_model(onnx.parser.parse_model(text.replace("BIAS", bias)))
+
+
+def test_the_tokens_of_a_transformer_become_more_varied() -> None:
+    for result in synthesize(transformer(), VARIED):
+        assert result.measure == "negative_entropy"
+        assert len(result.after) == 1
+        assert sum(result.after.values()) < sum(result.before.values())
+        assert sum(result.after.values()) == pytest.approx(min(result.losses), rel=1e-4)
+
+
+def test_the_scale_of_the_input_is_found_where_no_front_end_records_it() -> None:
+    (result, *_) = synthesize(transformer(), replace(VARIED, steps=0))
+    assert result.batch["mel"].std() > 2  # weaker input drowns in the bias of 3
+    graph = transformer()
+    metadata(graph)[FRONTEND_KEY] = Frontend().to_json()
+    (result, *_) = synthesize(graph, replace(VARIED, steps=0))
+    np.testing.assert_allclose(result.batch["mel"].std(2, ddof=1), 1, atol=1e-5)
+
+
+def test_spectrograms_of_fixed_length_end_in_silence() -> None:
+    first, *others = synthesize(transformer("1, 16, 100"), replace(VARIED, steps=0))
+    assert not _silence(first.batch["mel"])
+    assert all(20 <= _silence(result.batch["mel"]) <= 80 for result in others)
+    for result in synthesize(transformer(), replace(VARIED, steps=0)):
+        assert not _silence(result.batch["mel"])
+
+
+def _silence(mel: npt.NDArray[np.float32]) -> int:
+    """How many of the last frames hold the least value only."""
+    return int((mel == mel.min()).all((0, 1)).sum())
 
 
 def test_other_integers_are_refused() -> None:
@@ -162,3 +197,19 @@ def test_a_third_open_axis_is_refused() -> None:
 def test_an_absent_device_is_refused() -> None:
     with pytest.raises(IntqError, match="no CUDA device found"):
         list(synthesize(network(), SHORT, device="cuda"))
+
+
+def test_a_transformer_is_quantized_without_data(tmp_path: Path, command: Command) -> None:
+    model, out = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(gs.export_onnx(transformer()), model)
+    code, _, err = command("quantize", model, "-o", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--method entropy" in err
+    code, _, err = command("quantize", model, "-o", out, "--method", "entropy")
+    assert (code, err) == (0, "")
+    record = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert record["onnx_intq.synthesis"] == str(RECIPES["entropy"])
+    feeds = tmp_path / "f.npz"
+    code, told, err = command("synthesize", model, "-o", feeds, "--method", "entropy", "--steps", 1)
+    assert (code, err) == (0, "")
+    assert "minus the entropy of similarities per attention, first batch: the 1 largest" in told

@@ -204,6 +204,8 @@ def test_tables(data: st.DataObject) -> None:
 
 
 SMALL = [(0, 255), (-128, 127), (0, 127), (-1, 0), (0, 1), (-129, 3), (0, 256), (-70000, 70000)]
+SMALL += [(-32896, 32639), (-32897, 0), (0, 32640)]
+TWO_BYTES = -128 * 256 - 128, 127 * 256 + 127
 
 
 @pytest.mark.parametrize("b_bounds", SMALL)
@@ -213,7 +215,10 @@ SMALL = [(0, 255), (-128, 127), (0, 127), (-1, 0), (0, 1), (-129, 3), (0, 256), 
 def test_products_of_matrices(
     a_bounds: Bounds, b_bounds: Bounds, length: int, portable: bool
 ) -> None:
-    """Also where all elements are the ends: u8 x s8 pairs must not saturate."""
+    """Also where all elements are the ends: u8 x s8 pairs must not saturate.
+
+    16 bits on the right are two products of 8.
+    """
     random = np.random.default_rng(0)
     a = random.choice(np.array(a_bounds), (2, 5, length))
     b = random.choice(np.array(b_bounds), (2, length, 4))
@@ -226,11 +231,10 @@ def test_products_of_matrices(
         return np.matmul(a, b)
 
     traced = check(product, (a, a_bounds), (b, b_bounds))
-    eight = fits(np.iinfo(np.int8), *b_bounds) and (
-        fits(np.iinfo(np.uint8), *a_bounds) or fits(np.iinfo(np.int8), *a_bounds)
-    )
-    assert (ops(traced)[-1] == "MatMulInteger") == eight
-    assert traced.dtype == (np.int32 if eight else np.int64)
+    left = fits(np.iinfo(np.uint8), *a_bounds) or fits(np.iinfo(np.int8), *a_bounds)
+    eight = fits(np.iinfo(np.int8), *b_bounds) and left
+    sixteen = TWO_BYTES[0] <= b_bounds[0] and b_bounds[1] <= TWO_BYTES[1] and left
+    assert ops(traced).count("MatMulInteger") == (1 if eight else 2 * sixteen)
     if eight:
         node = traced.builder.graph.nodes[-1]
         unsigned = [a_bounds[0] >= 0, a_bounds[0] >= 0 and portable]
@@ -244,7 +248,8 @@ def test_products_of_matrices(
 def test_long_products_of_matrices_are_refused_or_wide() -> None:
     shape = (2, "n")
     assert np.matmul(value((0, 255), shape), value((-1, 0), (None, 3))).dtype == np.int32
-    assert np.matmul(value((0, 255), shape), value((-129, 0), (None, 3))).dtype == np.int64
+    assert np.matmul(value((0, 255), shape), value((-32896, 0), (None, 3))).dtype == np.int64
+    assert np.matmul(value((-70000, 255), shape), value((-1, 0), (None, 3))).dtype == np.int64
     a = value((0, 255), (2, 1 << 17))
     assert np.matmul(a, value((-128, 127), (1 << 17, 3))).dtype == np.int64
     with pytest.raises(IntqError, match="MatMul"):

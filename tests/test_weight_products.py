@@ -1,5 +1,6 @@
 """`products.py`: weights and biases as integers, and the requantisation of their sums."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -177,3 +178,18 @@ def test_a_bias_is_constant_or_absent() -> None:
     np.testing.assert_array_equal(bias(u), [10, 12])
     with pytest.raises(CannotLowerError, match="its bias is computed at run time"):
         bias(v)
+
+
+def test_an_input_of_16_bits_has_room_for_larger_biases() -> None:
+    """Its steps are smaller, and its accumulators have 64 bits."""
+    y = operand(Grid(8, signed=True), 0, 0.3)
+    x = replace(operand(Grid(16, signed=True), 5), scale=0.02 / 256)
+    w = Weight(centred=np.array([[-3, 4]]), scales=np.asarray(0.1), axis=0)
+    found = step(site(y), x, w, w.centred, np.array([1e6], np.float32))
+    assert found.bias[0] == np.float32(1e6) / (np.float32(0.02 / 256) * np.float32(0.1)) > 1 << 31
+    assert (found.low.tolist(), found.high.tolist()) == (
+        [-3 * (32767 - 5) + 4 * (-32768 - 5)],
+        [-3 * (-32768 - 5) + 4 * (32767 - 5)],
+    )
+    with pytest.raises(CannotLowerError, match="its bias exceeds 40 bits in steps of input scale"):
+        step(site(y), x, w, w.centred, np.array([1e7], np.float32))

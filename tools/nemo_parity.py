@@ -1,4 +1,4 @@
-"""Compares a QuartzNet `.nemo` file in NeMo with our export of it: features and log-probabilities.
+"""Compares a `.nemo` file of a CTC model in NeMo with our export: features and log-probabilities.
 
 NeMo is no dependency of the project; run this by hand, from the repository, in an environment of
 its own (tried: nemo_toolkit 3.0.0, Python 3.11, no GPU):
@@ -12,6 +12,8 @@ its own (tried: nemo_toolkit 3.0.0, Python 3.11, no GPU):
         sentencepiece einops braceexpand pandas wrapt
     python tools/nemo_parity.py FILE.nemo MANIFEST.json
 
+QuartzNet, Jasper and Conformer; `tools/nemo_random.py` makes such files with random weights. NeMo
+3.0.0 itself cannot run Conformers whose sub-sampling is vggnet.
 Without `--no-deps`, NeMo's own requirements bring CUDA. Nothing of NeMo is replaced or patched.
 
 The reference for log-probabilities is NeMo in float64: over the 171 convolutions of QuartzNet15x5
@@ -31,19 +33,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 
 from onnx_intq.frontend import Frontend, log_mel
 from onnx_intq.manifest import read_manifest
 from onnx_intq.models.export import export_named
-from onnx_intq.models.nemo import read_nemo
-from onnx_intq.models.quartznet import QuartzNet
+from onnx_intq.models.nemo import Network, read_nemo
 from onnx_intq.runtime import Session
 from onnx_intq.speech import FRONTEND_KEY, read_audio
 
 LIMIT = 1e-4
 """Largest difference of log-probabilities, and of normalized features, that always passes."""
-RANDOM_SHAPES = ((1, 64, 101), (3, 64, 500))
+RANDOM_SHAPES = ((1, 101), (3, 500))
+"""Batch and frames."""
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.int64]
 
@@ -85,7 +87,8 @@ class Subject:
 
     nemo: EncDecCTCModel
     exact: EncDecCTCModel
-    network: QuartzNet
+    network: Network
+    features: int
     plain: Session
     masked: Session
 
@@ -93,7 +96,7 @@ class Subject:
 def main() -> int:
     """Compare and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="a QuartzNet .nemo file")
+    parser.add_argument("model", type=Path, help="a .nemo file")
     parser.add_argument("manifest", type=Path, help="speech: a manifest or a folder of audio")
     parser.add_argument("--utterances", type=int, default=8, help="how many to compare")
     options = parser.parse_args()
@@ -112,10 +115,12 @@ def main() -> int:
 
 
 def _load(model: Path) -> Subject:
+    ours = read_nemo(model)
     return Subject(
         nemo=_restored(model),
         exact=_restored(model).double(),
-        network=read_nemo(model).network,
+        network=ours.network,
+        features=ours.frontend.features,
         plain=_exported(model, lengths=False),
         masked=_exported(model, lengths=True),
     )
@@ -129,12 +134,15 @@ def _exported(model: Path, *, lengths: bool) -> Session:
 
 
 def _restored(model: Path) -> EncDecCTCModel:
-    return EncDecCTCModel.restore_from(str(model), map_location="cpu", strict=True).eval()
+    settings = EncDecCTCModel.restore_from(str(model), return_config=True)
+    kind = EncDecCTCModelBPE if "tokenizer" in settings else EncDecCTCModel
+    return kind.restore_from(str(model), map_location="cpu", strict=True).eval()
 
 
 def _comparisons(subject: Subject, features: list[Floats]) -> Iterator[Comparison]:
     generator = np.random.default_rng(0)
-    for shape in RANDOM_SHAPES:
+    for batch, frames in RANDOM_SHAPES:
+        shape = (batch, subject.features, frames)
         noise = generator.standard_normal(shape).astype(np.float32)
         yield _compare(subject, f"noise {shape}", [(noise, None)])
     yield _compare(subject, "speech one by one", [(one[None], None) for one in features])
@@ -184,7 +192,7 @@ def _nemo_log_probs(
     return found.numpy(), np.arange(found.shape[1]) < valid.numpy()[:, None]
 
 
-def _network_log_probs(network: QuartzNet, batch: Floats, lengths: Lengths | None) -> Floats:
+def _network_log_probs(network: Network, batch: Floats, lengths: Lengths | None) -> Floats:
     signal = torch.from_numpy(batch)
     with torch.no_grad():
         if lengths is None:

@@ -1,9 +1,11 @@
-"""Trains the model that is shipped as `models/pretrained/digits.nemo`, and makes its test set.
+"""Trains the models that are shipped in `models/pretrained`, and makes their test set.
 
-A small QuartzNet that hears strings of spoken English digits and writes them in letters, by CTC.
-The data is the Free Spoken Digit Dataset, `fsdd/` in the folder of assets. On a CPU:
+A small QuartzNet and a small Conformer that hear strings of spoken English digits and write them in
+letters or parts of words, by CTC. The data is the Free Spoken Digit Dataset, `fsdd/` in the folder
+of assets. On a CPU:
 
     python tools/train_digits.py train -o models/pretrained/digits.nemo
+    python tools/train_digits.py train --model conformer -o models/pretrained/digits-conformer.nemo
     python tools/train_digits.py test-set -o models/pretrained/digits --count 16
 
 Same seed, steps, threads and machine: same bytes. No recording of the test set is trained on.
@@ -18,11 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from digit_models import FRONTEND, RECIPES, Plan, digits_config, encode
 from digit_strings import (
     RATE,
     TRAINING,
@@ -38,18 +41,18 @@ from torch import Tensor, nn
 
 from onnx_intq.depthwise import depthwise_conv1d
 from onnx_intq.evaluate import Evaluation, Hypothesis, evaluation
-from onnx_intq.frontend import Frontend, log_mel, speech_package
+from onnx_intq.frontend import log_mel, speech_package
 from onnx_intq.graph import check_output
-from onnx_intq.models.jasper_block import BlockConfig, MaskedConv1d
-from onnx_intq.models.nemo import write_nemo
-from onnx_intq.models.quartznet import ENGLISH, QuartzNet, QuartzNetConfig
+from onnx_intq.models.jasper_block import MaskedConv1d
+from onnx_intq.models.nemo import Network, build, write_nemo
+from onnx_intq.models.nemo_config import NetworkConfig
+from onnx_intq.models.quartznet import ENGLISH
 from onnx_intq.speech import greedy
 from onnx_intq.transform import IntqError
 
 ASSETS = Path(
     os.environ.get("INTQ_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets")
 )
-FRONTEND = Frontend(sample_rate=RATE)
 HELD_OUT_STRINGS = 200
 POOL = 8
 """Batches that are drawn together and sorted by length, so that little of a batch is silence."""
@@ -57,43 +60,6 @@ MASKS, MASKED_MELS, MASKED_FRAMES = 2, 10, 10
 """SpecAugment (Park et al., Interspeech 2019): masks per axis, and their greatest widths."""
 REPORTED = 100
 """Steps between two lines of progress."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How to train: AdamW under a one-cycle schedule (Smith and Topin, arXiv:1708.07120).
-
-    Attributes:
-        steps: Batches to train on.
-        batch: Strings per batch.
-        rate: Highest learning rate.
-        decay: Weight decay.
-        clip: Largest norm of the gradient.
-        settling: Batches that BatchNorm's final statistics are the mean of.
-        seed: Of the weights, the strings and their masks.
-        minutes: After these training is given up.
-    """
-
-    steps: int = 3000
-    batch: int = 32
-    rate: float = 4e-3
-    decay: float = 1e-2
-    clip: float = 1.0
-    settling: int = 200
-    seed: int = 0
-    minutes: float = 60
-
-
-def digits_config() -> QuartzNetConfig:
-    """QuartzNet's structure, narrow and short: 273,053 parameters, 20 ms per output frame."""
-    body = [
-        BlockConfig(filters=128, kernel=kernel, repeat=2, residual=True, separable=True)
-        for kernel in (11, 13, 15, 17)
-    ]
-    first = BlockConfig(filters=128, kernel=11, stride=2, separable=True)
-    wide = BlockConfig(filters=128, kernel=21, dilation=2, separable=True)
-    last = BlockConfig(filters=192, kernel=1)
-    return QuartzNetConfig(blocks=(first, *body, wide, last), features=FRONTEND.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +92,7 @@ class Depthwise(nn.Module):
         return depthwise_conv1d(x, self.weight, None, self.stride, margins, self.dilation)
 
 
-def quicken(network: QuartzNet) -> QuartzNet:
+def quicken(network: Network) -> Network:
     """Replace the depthwise convolutions, in place and under the same parameter names."""
     for module in network.modules():
         if isinstance(module, MaskedConv1d) and module.conv.groups > 1:
@@ -134,8 +100,10 @@ def quicken(network: QuartzNet) -> QuartzNet:
     return network
 
 
-def batches(rng: np.random.Generator, voices: Sequence[Voice], size: int) -> Iterator[Batch]:
-    """Draw strings of all speakers without end."""
+def batches(
+    rng: np.random.Generator, voices: Sequence[Voice], size: int, labels: Sequence[str] = ENGLISH
+) -> Iterator[Batch]:
+    """Draw strings of all speakers without end, `size` at a time, written in `labels`."""
     while True:
         drawn = rng.integers(len(voices), size=POOL * size)
         strings = [draw(rng, voices[number], TRAINING) for number in drawn]
@@ -144,11 +112,11 @@ def batches(rng: np.random.Generator, voices: Sequence[Voice], size: int) -> Ite
             group = strings[start : start + size]
             length = len(group[-1].samples) + int(rng.uniform(*TRAINING.edge) * 2 * RATE)
             heard = [record(rng, string.samples, TRAINING, length) for string in group]
-            labels = [[ENGLISH.index(letter) for letter in string.text] for string in group]
+            targets = [encode(string.text, labels) for string in group]
             yield Batch(
                 features=torch.from_numpy(np.stack([log_mel(each, FRONTEND) for each in heard])),
-                targets=torch.tensor([label for each in labels for label in each]),
-                lengths=torch.tensor([len(each) for each in labels]),
+                targets=torch.tensor([label for each in targets for label in each]),
+                lengths=torch.tensor([len(each) for each in targets]),
             )
 
 
@@ -161,8 +129,8 @@ def mask(rng: np.random.Generator, features: Tensor) -> None:
                 values[start : start + width] = 0
 
 
-def train(voices: Sequence[Voice], plan: Plan) -> QuartzNet:
-    """Train a network from scratch and return it in evaluation mode.
+def train(voices: Sequence[Voice], plan: Plan, config: NetworkConfig | None = None) -> Network:
+    """Train a network, by default that of `digits_config`; return it in evaluation mode.
 
     Raises:
         IntqError: It takes longer than `plan.minutes`.
@@ -170,13 +138,13 @@ def train(voices: Sequence[Voice], plan: Plan) -> QuartzNet:
     rng, start = np.random.default_rng(plan.seed), time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        network = quicken(QuartzNet(digits_config())).train()
+        network = quicken(build(config or digits_config())).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=plan.rate, total_steps=plan.steps, pct_start=0.15
     )
     losses: list[float] = []
-    source = batches(rng, voices, plan.batch)
+    source = batches(rng, voices, plan.batch, network.config.labels)
     for step in range(1, plan.steps + 1):
         batch = next(source)
         mask(rng, batch.features)
@@ -197,11 +165,11 @@ def train(voices: Sequence[Voice], plan: Plan) -> QuartzNet:
     return network.eval()
 
 
-def _step(network: QuartzNet, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> float:
+def _step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> float:
     log_probs = network(batch.features).transpose(0, 1)
     frames = torch.full((len(batch.lengths),), len(log_probs))
     loss = nn.functional.ctc_loss(
-        log_probs, batch.targets, frames, batch.lengths, blank=len(ENGLISH)
+        log_probs, batch.targets, frames, batch.lengths, blank=len(network.config.labels)
     )
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -229,7 +197,7 @@ def settle(network: nn.Module, source: Iterable[Batch]) -> None:
         norm.momentum = momentum
 
 
-def score(network: QuartzNet, voices: Sequence[Voice], *, seed: int) -> Evaluation:
+def score(network: Network, voices: Sequence[Voice], *, seed: int) -> Evaluation:
     """Word errors on held-out strings."""
     hypotheses = []
     for number in range(HELD_OUT_STRINGS):
@@ -242,7 +210,7 @@ def score(network: QuartzNet, voices: Sequence[Voice], *, seed: int) -> Evaluati
                 audio=str(number),
                 split=string.speaker,
                 reference=string.text,
-                text=" ".join(greedy(log_probs.numpy(), ENGLISH).split()),
+                text=" ".join(greedy(log_probs.numpy(), network.config.labels).split()),
             )
         )
     return evaluation(hypotheses)
@@ -262,12 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    plan = Plan()
     add = commands.add_parser("train", help="train and write a .nemo file").add_argument
     add("-o", dest="output", type=Path, required=True, help="the .nemo file to write")
-    add("--steps", type=_whole, default=plan.steps, help="batches to train on (%(default)s)")
-    add("--batch", type=_whole, default=plan.batch, help="strings per batch (%(default)s)")
-    add("--minutes", type=float, default=plan.minutes, help="give up after these (%(default)s)")
+    add("--model", choices=RECIPES, default="quartznet", help="%(default)s")
+    add("--steps", type=_whole, help="batches to train on (the model's)")
+    add("--batch", type=_whole, help="strings per batch (the model's)")
+    add("--minutes", type=float, help="give up after these (the model's)")
     add("--threads", type=_whole, default=1, help="results depend on it (%(default)s)")
     commands.choices["train"].set_defaults(run=_run_train)
     add = commands.add_parser("test-set", help="write held-out strings").add_argument
@@ -275,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=_whole, default=HELD_OUT_STRINGS, help="strings (%(default)s)")
     commands.choices["test-set"].set_defaults(run=_run_test_set)
     for command in commands.choices.values():
-        command.add_argument("--seed", type=int, default=plan.seed, help="%(default)s")
+        command.add_argument("--seed", type=int, default=0, help="%(default)s")
         command.add_argument("--assets", type=Path, default=ASSETS, help="holds fsdd/")
     return parser
 
@@ -294,12 +262,12 @@ def _run_train(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    plan = Plan(
-        steps=options.steps, batch=options.batch, seed=options.seed, minutes=options.minutes
-    )
+    recipe = RECIPES[options.model]
+    given = {name: getattr(options, name) for name in ("steps", "batch", "seed", "minutes")}
+    plan = replace(recipe.plan, **{name: n for name, n in given.items() if n is not None})
     # The front end's matrix products are so small that NumPy's threads only get in torch's way.
     with threadpool_limits(1, user_api="blas"):
-        network = train(read_voices(options.assets / "fsdd", held_out=False), plan)
+        network = train(read_voices(options.assets / "fsdd", held_out=False), plan, recipe.config)
     write_nemo(options.output, network, FRONTEND)
     found = score(network, read_voices(options.assets / "fsdd", held_out=True), seed=plan.seed)
     print(json.dumps(found.to_dict()))

@@ -8,7 +8,7 @@ import click
 
 from onnx_intq import options
 
-GRIDS = ("weights", "activations", "weight_scale", "override")
+GRIDS = ("weights", "activations", "weight_scale", "override", "boost")
 PIPELINE = ("target", *GRIDS, "nonlinear", "io", "cpu")
 """Options that choose passes."""
 FLOAT_ONLY = (*GRIDS, "method", "seed", "device", "allow_bn")
@@ -29,7 +29,11 @@ FLOAT_ONLY = (*GRIDS, "method", "seed", "device", "allow_bn")
 @options.method
 @click.option("-w", "--weights", type=click.IntRange(2, 8), default=8, help="Bits of weights.")
 @click.option(
-    "-a", "--activations", type=click.Choice(["8", "16"]), default="8", help="Bits of activations."
+    "-a",
+    "--activations",
+    type=click.Choice(["8", "16", "mixed"]),
+    default="8",
+    help="Bits of activations; mixed: 8, and more where 8 are measured to be too few.",
 )
 @click.option(
     "--weight-scale",
@@ -56,6 +60,12 @@ FLOAT_ONLY = (*GRIDS, "method", "seed", "device", "allow_bn")
     default="any",
     help="Target integer: vnni is faster, but exact only on ARM and on x86 with VNNI.",
 )
+@click.option(
+    "--boost",
+    metavar="PASSES",
+    help="Passes that raise accuracy by data, of equalize, choose_grids, round_weights and "
+    "correct_bias, with commas between; none for none. Default: round_weights,correct_bias.",
+)
 @options.allow_float
 @options.observer
 @click.option("--override", multiple=True, metavar="NODES=BITS|a16|float", help="By name.")
@@ -79,6 +89,7 @@ def quantize(
     nonlinear: str,
     io: str,
     cpu: str,
+    boost: str | None,
     allow_float: bool,
     observer: str | None,
     override: tuple[str, ...],
@@ -111,10 +122,12 @@ def quantize(
         why = "on a model that is quantized already, without --data or --ranges"
         options.refuse_given(context, ("observer", "frontend"), why)
     chosen = options.split_overrides(override)
+    default = "none" if lowers or ranges is not None else ",".join(recipes.BOOST)
     passes = recipes.pipeline(
         target,
         weight_bits=weights,
-        activation_bits=int(activations),
+        activation_bits=16 if activations == "16" else 8,
+        mixed=activations == "mixed",
         weight_scale=weight_scale,
         keep=chosen.keep,
         wide=chosen.wide,
@@ -123,6 +136,7 @@ def quantize(
         io=io,
         cpu=cpu,
         quantized=lowers,
+        boost=options.split_names(boost or default),
     )
     summary = quantize(
         model,

@@ -72,6 +72,7 @@ def softmax_matmul(
     multiplier: float,
     *,
     v_zero_point: int = 0,
+    v_bits: int = 8,
     zero_point: int,
     low: int,
     high: int,
@@ -89,13 +90,16 @@ def softmax_matmul(
     by 0. |w @ v| <= 255 * 255 * 2^16 < 2^32. With K fractional bits, b = r * 2^K <= 2^29, and
     K <= 37 - bits of (zero_point - low): |offset| <= 2^37 + 2^36 + 2^8 b <= 2.5 * 2^37, hence
     |w @ v * b + total * offset| < 2^61 + 2.5 * 2^61 < 2^63. Divisor: total * 2^K < 2^61.
+    With v of 16 bits, |w @ v| < 2^39 + 2^33 and b <= 2^21: nothing else changes.
 
     Args:
         q: int64 [..., T], 8- or 16-bit, T <= 2^16; or a `trace.Value`.
         scale: Real units per step of `q`.
-        v: int64 [..., T, D], |v| <= 255. For a fast product as ONNX nodes: -128..127.
+        v: int64 [..., T, D], |v| <= 255. For a fast product as ONNX nodes: -128..127. Of 16 bits:
+            -32896..32639, which is 256 * high + low of two int8.
         multiplier: r = scale of `v` / scale of the result, 0 <= r <= 2^16.
-        v_zero_point: Of `v`, at most 255 in magnitude.
+        v_zero_point: Of `v`; within the same limits.
+        v_bits: Of `v`, 8 or 16.
         zero_point: Of the result, low <= zero_point <= high.
         low: The lowest integer of the result's grid, 8 or 16 bits.
         high: The highest.
@@ -107,7 +111,8 @@ def softmax_matmul(
     Raises:
         IntqError: A multiplier out of range; as `softmax`.
     """
-    b, fraction = _fixed_point(multiplier, 37 - (zero_point - low).bit_length())
+    most = 37 - (zero_point - low).bit_length()
+    b, fraction = _fixed_point(multiplier, most, 29 if v_bits == 8 else 21)
     weights = _weights(_distance(q, -1), scale, mode)
     total = np.maximum(np.sum(weights, axis=-1, keepdims=True), 255)
     offset = ((zero_point - low) << fraction) + (1 << (fraction - 1)) - v_zero_point * b
@@ -168,18 +173,18 @@ def _weights(distance: Any, scale: float, mode: Mode) -> Any:
     return (decay(distance, scale, mode)[0] + step // 2) // step
 
 
-def _fixed_point(multiplier: float, most: int) -> tuple[int, int]:
-    """(b, K) with b / 2^K nearest to the multiplier, b <= 2^29, 12 <= K <= `most`.
+def _fixed_point(multiplier: float, most: int, bits: int) -> tuple[int, int]:
+    """(b, K) with b / 2^K nearest to the multiplier, b <= 2^bits, bits - 17 <= K <= `most`.
 
-    The product with |v| <= 255 is off by 255 / 2^(K+1): 1/32 of a step at most, and 1e-4 where the
-    multiplier is up to 2^8.
+    With 29 bits, the product with |v| <= 255 is off by 255 / 2^(K+1): 1/32 of a step at most, and
+    1e-4 where the multiplier is up to 2^8. With 21 bits and |v| <= 65535: 1/64 where it is up to 1.
     """
     if not 0 <= multiplier <= 1 << 16:
         raise IntqError(
             f"an attention output by {multiplier:g}; expected a ratio of scales from 0 to 65536; "
             "calibrate again: the scales of v and of the output are too far apart"
         )
-    fraction = min(most, 29 - math.frexp(multiplier)[1])
+    fraction = min(most, bits - math.frexp(multiplier)[1])
     return round(multiplier * 2**fraction), fraction
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,12 @@ def test_the_longest_rows(mode: Mode) -> None:
     v = -v
     y = softmax_matmul(q, 0.1, v, 2**-4, zero_point=65500, low=0, high=65535, mode=mode)
     assert (y == 65516).all()
+    v = np.full((1 << 16, 2), -32896)
+    ends: dict[str, Any] = {"zero_point": 65535, "low": 0, "high": 65535}
+    ends |= {"mode": mode, "v_bits": 16}
+    assert (softmax_matmul(q, 0.1, v, 1, v_zero_point=32639, **ends) == 0).all()
+    assert (softmax_matmul(q, 0.1, -v - 257, 1, v_zero_point=-32896, **ends) == 65535).all()
+    assert (softmax_matmul(q, 0.1, v, 2**-8, v_zero_point=32639, **ends) == 65535 - 256).all()
 
 
 def test_the_logarithms_polynomial_is_best() -> None:
@@ -192,10 +199,11 @@ def attention(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_attention_is_rounded_once(mode: Mode) -> None:
+@pytest.mark.parametrize("v_bits", [8, 16])
+def test_attention_is_rounded_once(mode: Mode, v_bits: int) -> None:
     """Equal to the quotient of integers, rounded half up in exact arithmetic."""
     q, scale = logits(29, 8, rows=6)
-    v = np.random.default_rng(1).integers(-128, 128, (29, 5))
+    v = np.random.default_rng(1).integers(-(1 << v_bits >> 1), (1 << v_bits >> 1) - 128, (29, 5))
     e, _ = decay(q.max(-1, keepdims=True) - q, scale, mode)
     w = np.floor(e * 255 / peak(scale, mode) + 0.5).astype(np.int64)
     multiplier, zero_point, v_zero_point = 0.75, -20, 7
@@ -205,15 +213,17 @@ def test_attention_is_rounded_once(mode: Mode) -> None:
         v,
         multiplier,
         v_zero_point=v_zero_point,
+        v_bits=v_bits,
         zero_point=zero_point,
-        low=-128,
-        high=127,
+        low=-(1 << v_bits >> 1),
+        high=(1 << v_bits >> 1) - 1,
         mode=mode,
     )
+    ends = -(1 << v_bits >> 1), (1 << v_bits >> 1) - 1
     for row, column in np.ndindex(y.shape):
         numerator = int(w[row] @ (v[:, column] - v_zero_point))
         real = Fraction(numerator, int(w[row].sum())) * Fraction(multiplier) + zero_point
-        assert y[row, column] == min(max(math.floor(real + Fraction(1, 2)), -128), 127)
+        assert y[row, column] == min(max(math.floor(real + Fraction(1, 2)), ends[0]), ends[1])
 
 
 @pytest.mark.parametrize(("spread", "bound"), [(0.5, 2e-3), (1.0, 5e-3), (2.5, 2.6e-2)])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from onnx_intq.frontend import Frontend
-from onnx_intq.models import zoo
+from onnx_intq.models import conformer, zoo
+from onnx_intq.models.jasper import jasper_config
 from onnx_intq.models.jasper_block import BlockConfig
 from onnx_intq.models.nemo import write_nemo
 from onnx_intq.models.quartznet import QuartzNet, QuartzNetConfig, quartznet_config
@@ -24,12 +25,13 @@ NETWORK = QuartzNetConfig(
 
 def test_published_networks_come_first() -> None:
     assert zoo.zoo_names()[:3] == ["quartznet5x5", "quartznet10x5", "quartznet15x5"]
+    assert zoo.PUBLISHED["jasper10x5dr"] == jasper_config()
 
 
 def test_shipped_files_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_nemo(tmp_path / "tiny.nemo", QuartzNet(NETWORK), Frontend(features=4))
     monkeypatch.setattr(zoo, "PRETRAINED", tmp_path)
-    assert zoo.zoo_names()[3:] == ["tiny"]
+    assert zoo.zoo_names()[len(zoo.PUBLISHED) :] == ["tiny"]
     assert zoo.zoo_model("tiny").network.config == NETWORK
 
 
@@ -43,6 +45,18 @@ def test_published_network_is_ready_to_use() -> None:
     assert model.network.config == quartznet_config(1)
     assert model.frontend == Frontend()
     assert not model.network.training
+
+
+def test_conformers_are_ready_to_use() -> None:
+    names = [name for name in zoo.zoo_names() if name.startswith("conformer")]
+    assert names == ["conformer-ctc-small", "conformer-ctc-medium", "conformer-ctc-large"]
+    model = zoo.zoo_model("conformer-ctc-small")
+    assert model.network.config == conformer.conformer_config("small")
+    assert model.frontend == conformer.FRONTEND
+    assert not any(module.training for module in model.network.modules())
+    assert all(tensor.dtype == torch.float32 for tensor in model.network.parameters())
+    biases = [t for name, t in model.network.named_parameters() if "pos_bias" in name]
+    assert all(bias.std() > 0.1 for bias in biases)
 
 
 def test_untrained_weights_depend_on_the_seed_alone() -> None:

@@ -329,7 +329,7 @@ def test_wrong_options_are_refused() -> None:
     for options, message in (
         ({"bits": 4}, "4-bit activations; expected 8, or 16 for target ort"),
         ({"bits": 16, "target": "tensorrt"}, "16-bit activations; expected 8, or 16 for"),
-        ({"target": "x"}, "unknown target 'x'; expected one of: ort, tensorrt"),
+        ({"target": "x"}, "unknown target 'x'; expected one of: ort, integer, tensorrt"),
     ):
         with pytest.raises(PassError, match=message):
             run(graph(), [InsertQdq(**options)], ctx)

@@ -173,7 +173,7 @@ BYTES, GRID_NAMES = st.sampled_from(["int8", "uint8"]), st.sampled_from(sorted(G
 
 
 @law
-@given(st.data(), layers(), BYTES, BYTES, GRID_NAMES, st.booleans())
+@given(st.data(), layers(), GRID_NAMES, BYTES, GRID_NAMES, st.booleans())
 def test_any_convolution_is_exact(
     data: st.DataObject, layer: dict[str, Any], x_type: str, w_type: str, y: str, biased: bool
 ) -> None:
@@ -182,10 +182,11 @@ def test_any_convolution_is_exact(
     xz, wz, yz = points
     channels = len(w) if data.draw(st.booleans()) else 1
     scales = np.geomspace(0.0005, 0.05, channels, dtype=np.float32)
-    given_ = {"w": w, "ws": scales, "wz": np.full(channels, wz, w_type)}
+    given_: dict[str, Any] = {"w": w, "ws": scales, "wz": np.full(channels, wz, w_type)}
     if channels == 1:
         given_ = {"w": w, "ws": scales[0], "wz": np.asarray(wz, w_type)}
-    given_ |= {"xz": np.asarray(xz, x_type), "yz": np.asarray(yz, y)}
+    xs = XS / np.float32(1 if GRIDS[x_type].bits == 8 else 256)
+    given_ |= {"xs": xs, "xz": np.asarray(xz, x_type), "yz": np.asarray(yz, y)}
     bias = np.linspace(-3, 3, len(w), dtype=np.float32) if biased else None
     given_ |= {} if bias is None else {"bias": bias}
     flat = [p for pads in zip(*layer["pads"], strict=True) for p in pads]
@@ -197,7 +198,7 @@ def test_any_convolution_is_exact(
     factors = x.astype(np.int64) - xz, w.astype(np.int64) - wz
     rest = (layer[name] for name in ("group", "strides", "dilations", "pads"))
     acc = convolved(*factors, *rest)
-    result, units = outputs(model, x=x), XS * scales.astype(float)
+    result, units = outputs(model, x=x), xs * scales.astype(float)
     # One channel in 10,000 has a multiplier that is off by so little; the others are exact.
     around = [reference(acc, units, y, yz, bias, off) for off in (-PRECISION, 0, PRECISION)]
     assert (np.min(around, axis=0) <= result).all()
@@ -206,15 +207,17 @@ def test_any_convolution_is_exact(
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-@pytest.mark.parametrize("x_type", ["int8", "uint8"])
+@pytest.mark.parametrize("x_type", sorted(GRIDS))
 def test_padding_chosen_by_the_runtime_is_real_zero(mode: str, x_type: str) -> None:
     w, x = integers((5, 2, 4), "int8"), integers((1, 2, 9), x_type)
-    given_ = {"w": w, "xz": np.asarray(100, x_type), "yz": np.uint8(128)}
+    given_: dict[str, Any] = {"w": w, "xz": np.asarray(100, x_type), "yz": np.uint8(128)}
+    xs = XS / np.float32(1 if GRIDS[x_type].bits == 8 else 256)
+    given_["xs"] = xs
     body = f'c = Conv<auto_pad = "{mode}">(a, b)'
     model = lowered(f"{x_type}[1, 2, 9] x", body, **given_)
     pads = {"SAME_UPPER": (1, 2), "SAME_LOWER": (2, 1), "VALID": (0, 0)}[mode]
     acc = convolved(x.astype(np.int64) - 100, w.astype(np.int64), pads=(pads,))
-    expected = reference(acc, XS.astype(float) * WS, "uint8", 128)
+    expected = reference(acc, xs.astype(float) * WS, "uint8", 128)
     np.testing.assert_array_equal(outputs(model, x=x), expected)
 
 
@@ -284,7 +287,6 @@ WEIGHT: dict[str, Any] = {"w": np.ones((3, 2, 2), np.int8)}
 FLOATS = np.ones(3, np.float32)
 WIDE = np.array([[[250]] * 2, [[0]] * 2], np.uint8)
 DECLINED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("int16[1, 2, 5] x", PLAIN, {"xz": np.int16(0)}, "its input has 16 bits; ConvInteger takes 8"),
     ("uint8[1, 2, 5] x, float[3] f", "c = Conv(a, b, f)", {}, "its bias is computed at run time"),
     ("uint8[1, 2, 5] x", "c = Conv(a, f)", {"f": np.ones((3, 2, 1), np.float32)}, "its weight 'f'"),
     ("uint8[1, 2, 5] x, float[1, 2, 5] f", "c = Conv(f, b)", {}, "its input 'f' is not quantized"),
@@ -311,6 +313,18 @@ DECLINED: list[tuple[str, str, dict[str, Any], str]] = [
         PLAIN,
         {"w": np.full((1, 34000, 1), 255, np.uint8), "wz": np.uint8(0)},
         "an accumulator exceeds 32 bits",
+    ),
+    (
+        "uint16[1, 34000, 5] x",
+        PLAIN,
+        {"w": np.full((1, 34000, 1), 255, np.uint8), "wz": np.uint8(0), "xz": np.uint16(0)},
+        "an accumulator exceeds 32 bits",
+    ),
+    (
+        "int16[1, 2, 5] x",
+        "c = Conv(a, b, f)",
+        {"f": FLOATS * 2e8, "xz": np.int16(0)},
+        "its bias exceeds 40 bits in steps of input scale x weight scale",
     ),
     ("uint8[1, 2, 5] x", PLAIN, {"xs": np.float32(1e20)}, "a requantisation by"),
     (
