@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq import qdq
 from onnx_intq.feeds import Batch
-from onnx_intq.graph import model_from_graph, sole_consumer, sort
+from onnx_intq.graph import hollow_from_graph, sole_consumer, sort
 from onnx_intq.placement import WEIGHTED, is_bias
 from onnx_intq.products import Weight, weight
 from onnx_intq.runtime import Session
@@ -223,6 +223,6 @@ def _run(
     graph: gs.Graph, part: Part, batches: Sequence[Mapping[str, Array]]
 ) -> list[dict[str, Array]]:
     """What a part computes now, for each batch."""
-    session = Session(model_from_graph(part_graph(graph, part)), spin=False, arena=False)
+    session = Session(hollow_from_graph(part_graph(graph, part)), spin=False, arena=False)
     names = list(part.outputs)
     return [session.run({n: held[n] for n in part.inputs}, names) for held in batches]

@@ -162,8 +162,9 @@ def check_order(passes: Sequence[Pass], facts: set[str]) -> None:
     known = set(facts)
     for spec in passes:
         if missing := spec.needs - known:
+            source = "--data" if "data" in missing else "--data or --ranges"
             raise PassError(
                 f"{spec.name} needs {', '.join(sorted(missing))}, which no earlier pass gives; "
-                "reorder the recipe, add a pass that does, or give --data or --ranges"
+                f"reorder the recipe, add a pass that does, or give {source}"
             )
         known |= spec.gives

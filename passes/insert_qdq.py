@@ -120,12 +120,19 @@ def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> N
 
 
 def _range(tensor: gs.Tensor, chosen: Plan, ctx: Context, bits: int) -> Range:
-    """The tensor's range; behind operators that only move values, that of their input."""
-    name = chosen.first(tensor).name
-    limits = ctx.limits(name, bits)
+    """The tensor's range; behind operators that only move values, that of their input.
+
+    What a pass has made since calibration takes the range of where its values are moved to.
+    """
+    first = chosen.first(tensor)
+    limits = ctx.limits(first.name, bits)
+    if limits is None:
+        moved = (n for n, t in chosen.tensors.items() if chosen.first(t) is first)
+        known = (ctx.limits(name, bits) for name in moved)
+        limits = next((found for found in known if found is not None), None)
     if limits is None:
         raise PassError(
-            f"tensor {name!r} has no range; expected one per quantized tensor; "
+            f"tensor {first.name!r} has no range; expected one per quantized tensor; "
             "calibrate this very model"
         )
     return limits

@@ -24,14 +24,13 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq import qdq
 from onnx_intq.alignment import aligned
+from onnx_intq.cost import BITS_KEY
 from onnx_intq.graph import Names, constant, metadata, producer, sole_consumer
 from onnx_intq.grid import quantize, weight_grid, weight_scales
 from onnx_intq.lowering import fused
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.transform import Context, Pass, PassError
 
-BITS_KEY = "onnx_intq.bits"
-"""Metadata key of a JSON object: name of a stored weight to the bits of its grid, if not 8."""
 LARGEST_BIAS = 1 << 30
 """Magnitude bound of an int32 bias: the accumulator needs the other half of the range."""
 Read = tuple[gs.Node, int]

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from onnx_intq.cli import cli
+from onnx_intq.hollow import Hollow
 
 Command = Callable[..., tuple[int, str, str]]
 OPSET = 17
@@ -371,12 +372,14 @@ def test_a_full_disk_leaves_no_half_files(
 def test_a_disk_that_fills_up_is_named(
     there: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    write = Hollow.write
+
+    def full(model: Hollow, path: Path) -> None:
+        write(model, path)
+        os.truncate(path, path.stat().st_size // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Hollow, "write", full)
     with unchanged(there):
         found = complaint(command("run", "fold_bn", "m.onnx", "-o", "o.onnx"))
     assert "o.onnx: cannot be written: No space left on device; nothing was left behind" in found

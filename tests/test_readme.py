@@ -1,4 +1,4 @@
-"""The README's blocks run as they stand, in order, in one folder."""
+"""The blocks of README and of the pages of docs/ run as they stand, in order, each page alone."""
 
 import re
 import subprocess
@@ -9,23 +9,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *DOCS]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `onnx-intq` in the console blocks; what they print is left out."""
+    lines = "".join(blocks(text, "console")).splitlines()
+    found = [line.removeprefix("$ onnx-intq ") for line in lines if line.startswith("$ onnx-intq ")]
+    return [[part.strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|\S+", c)] for c in found]
 
 
 @pytest.mark.slow
-def test_readme_blocks_run(tmp_path: Path) -> None:
-    commands = [
-        line.removeprefix("$ onnx-intq ")
-        for block in blocks("console")
-        for line in block.splitlines()
-        if line.startswith("$ onnx-intq ")
-    ]
-    assert len(commands) > 5
-    for command in commands:
-        arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', command)]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for arguments in commands(text):
         done = subprocess.run(
             [sys.executable, "-m", "onnx_intq.cli", *arguments],
             cwd=tmp_path,
@@ -33,9 +37,27 @@ def test_readme_blocks_run(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-    for code in blocks("python"):
+        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
+    for code in blocks(text, "python"):
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_readme_and_pages_have_blocks() -> None:
+    found = {page.name: len(commands(page.read_text(encoding="utf-8"))) for page in PAGES}
+    assert found["README.md"] > 5
+    assert {name for name, count in found.items() if count} >= {
+        "README.md",
+        "engines.md",
+        "integers.md",
+        "transformers.md",
+    }
+
+
+def test_readme_links_every_page_and_links_lead_somewhere() -> None:
+    assert all(f"(docs/{page.name}" in README for page in DOCS)
+    for page in PAGES:
+        for target in LINK.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_readme_names_every_command() -> None:

@@ -241,7 +241,8 @@ def test_the_integer_target_needs_little_but_products_and_requantisation() -> No
     found = Counter(node.op for node in model.nodes)
     products = {op: found[op] for op in ("QuantizeLinear", "ConvInteger", "DequantizeLinear")}
     assert products == {"QuantizeLinear": 1, "ConvInteger": 11, "DequantizeLinear": 1}
-    assert found["Clip"] == 13  # one for each product and each of two residual sums
+    # One for each of 11 products and 2 residual sums, one for the log-softmax of 16 bits.
+    assert found["Clip"] == 14
 
 
 JOINED = [

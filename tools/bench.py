@@ -2,7 +2,8 @@
 
     python tools/bench.py [TABLE ...] [--assets FOLDER] [--work FOLDER]
 
-Tables: accuracy, speed, calibration, cost, kernels, integer; without names, all of them.
+Tables: accuracy, boosters, conformer, keywords, whisper, speed, calibration, cost, kernels and
+integer; without names, all of them.
 Needs the extras cpu and speech, and the assets (INTQ_ASSETS, default ../shared/assets): the real
 QuartzNet15x5, speech_dev and speech_train; `kernels` needs none of these.
 """
@@ -18,8 +19,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import bench_boosters
+import bench_conformer
+import bench_cost
 import bench_integer
 import bench_kernels
+import bench_keywords
+import bench_whisper
 import click
 import numpy as np
 
@@ -79,6 +85,10 @@ class Bench:
             click.echo(f"making {name} ...", err=True)
             make(path)
         return path
+
+    def exported(self, name: str) -> Path:
+        """A model of the zoo, as float ONNX."""
+        return self.made(name, lambda path: _cli("export", name, "-o", path))
 
     def ours(self, name: str, *options: object) -> Path:
         """A quantized model of ours."""
@@ -142,6 +152,30 @@ def accuracy(bench: Bench) -> None:
         size = models[name].stat().st_size / 1e6
         rows.append((name, score.errors, f"{score.wer:.2f}", f"{score.differs:.2f}", f"{size:.2f}"))
     table("speech_dev, 1,173 words, greedy", ("model", "errors", "WER %", "differs %", "MB"), rows)
+
+
+def boosters(bench: Bench) -> None:
+    """Word errors with and without each booster, for weights of 8, 6 and 4 bits."""
+    data = ("--data", bench.synthetic_feeds("kl"))
+    bench_boosters.print_table(
+        lambda name, *options: bench.ours(name, *data, *options),
+        lambda models: _scores(bench, [bench.float_model, *models])[1:],
+    )
+
+
+def conformer(bench: Bench) -> None:
+    """The trained Conformer on held-out strings."""
+    bench_conformer.print_table(bench.assets, bench.work, _quantize_static)
+
+
+def keywords(bench: Bench) -> None:
+    """MatchboxNet, a foreign model."""
+    bench_keywords.print_table(bench.assets, bench.made, lambda *a: _cli("quantize", *a))
+
+
+def whisper(bench: Bench) -> None:
+    """The encoder of Whisper base, a transformer without BatchNorm."""
+    bench_whisper.print_table(bench.assets, bench.work, _cli)
 
 
 def speed(bench: Bench) -> None:
@@ -221,6 +255,12 @@ def costs(bench: Bench) -> None:
     ]
     header = ("model", "M parameters", "file MB", "GMACs", "TBOPs", "times fewer BOPs")
     table("QuartzNet15x5, 10 s of audio", header, rows)
+    papers = {
+        "QuartzNet15x5": bench.float_model,
+        "Jasper": bench.exported("jasper10x5dr"),
+        "Conformer-Large": bench.exported("conformer-ctc-large"),
+    }
+    click.echo(bench_cost.markdown(bench_cost.rows(papers)))
 
 
 def kernels(_: Bench) -> None:
@@ -237,6 +277,10 @@ def integer(bench: Bench) -> None:
 TABLES = {
     "calibration": calibration,
     "accuracy": accuracy,
+    "boosters": boosters,
+    "conformer": conformer,
+    "keywords": keywords,
+    "whisper": whisper,
     "speed": speed,
     "cost": costs,
     "kernels": kernels,

@@ -32,6 +32,7 @@ CALIBRATION_SEED = 1
 OURS: dict[str, tuple[str, ...]] = {
     "W8A8 zero-shot, ort": (),
     "W8A8 zero-shot, integer": ("--target", "integer"),
+    "W8A8 zero-shot, integer, -a mixed": ("--target", "integer", "-a", "mixed"),
     "W6A8 zero-shot, ort": ("-w", "6"),
     "W6A8 zero-shot, integer": ("--target", "integer", "-w", "6"),
 }

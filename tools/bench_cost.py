@@ -20,8 +20,6 @@ import onnx_graphsurgeon as gs
 from onnx_intq.cost import OPERANDS, Cost, cost
 from onnx_intq.quantize import prepared
 
-WIDTHS = ((32, 32), (8, 8), (6, 8))
-"""Bits of weights and of activations."""
 PAPER = {
     "quartznet15x5": {(32, 32): (73.81, 9.48), (8, 8): (18.45, 0.61), (6, 8): (13.84, 0.46)},
     "jasper10x5dr": {(32, 32): (1208, 171), (8, 8): (302.0, 10.7), (6, 8): (226.5, 8.00)},
@@ -31,7 +29,7 @@ PAPER = {
         (6, 8): (92.78, 2.06),
     },
 }
-"""Model -> widths -> MB and TBOPs, as printed."""
+"""Model -> bits of weights and of activations -> MB and TBOPs, as printed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,7 +136,7 @@ def quantize(
         io=io,
         cpu=cpu,
         quantized=lowers,
-        boost=options.split_names(boost or default),
+        boost=options.split_names(default if boost is None else boost),
     )
     summary = quantize(
         model,

@@ -360,3 +360,22 @@ def test_tensorrt_has_no_16_bits_for_single_nodes() -> None:
     ctx = Context(facts=set(FACTS), ranges=calibrate(model, [FEEDS], threads=1).select())
     with pytest.raises(PassError, match="16-bit activations"):
         run(model, parse("insert_qdq(target='tensorrt', wide=('*',))"), ctx)
+
+
+def test_what_was_made_since_calibration_has_the_range_of_where_it_moves() -> None:
+    body = """t1 = Transpose<perm = [0, 2, 1]>(x)
+        a = MatMul(t1, m)
+        h = Transpose<perm = [1, 0, 2]>(a)
+        y = MatMul(h, m)"""
+    scales = []
+    ranges = calibrate(graph(body, "float[s, n, 4] y"), [FEEDS], threads=1).select()
+    for name in ("", "a"):
+        model = graph(body, "float[s, n, 4] y")
+        known = {n: limits for n, limits in ranges.items() if n != name}
+        run(model, [InsertQdq()], Context(facts=set(FACTS), ranges=known), [well_formed])
+        quantizers = [n for n in model.nodes if n.op == "QuantizeLinear"]
+        scales.append([constant(n, 1) for n in quantizers if n.inputs[0].name in {"a", "h"}])
+    assert scales[0] == scales[1]
+    lost = Context(facts=set(FACTS), ranges={"x": ranges["x"], "t1": ranges["t1"]})
+    with pytest.raises(PassError, match="tensor 'a' has no range"):
+        run(graph(body, "float[s, n, 4] y"), [InsertQdq()], lost)
