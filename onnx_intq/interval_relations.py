@@ -130,11 +130,12 @@ def _along(values: Array, axes: Array, shape: Sequence[int | str] | None) -> boo
 
 
 def _same(place: Place, tensor: gs.Tensor, x: gs.Tensor) -> bool:
-    """Whether the tensor is x, or a Cast of it that changes no value."""
-    chain = _chain(tensor, "Cast")
-    if chain is None or chain[0].inputs[0] is not x:
-        return tensor is x
-    return place.box(tensor).ends == place.box(x).ends
+    """Whether the tensor is x, or one is a Cast of the other that changes no value."""
+    for cast, source in ((tensor, x), (x, tensor)):
+        chain = _chain(cast, "Cast")
+        if chain is not None and chain[0].inputs[0] is source:
+            return place.box(tensor).ends == place.box(x).ends
+    return tensor is x
 
 
 def _chain(tensor: gs.Tensor, *ops: str) -> list[gs.Node] | None:

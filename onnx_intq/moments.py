@@ -7,7 +7,7 @@ the signal's ends count too, whatever the padding, and all positions, whatever t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,16 @@ POSITIONS, PER_TAP = 4096, 4
 """Positions drawn for one product: at least so many, and so many for every tap."""
 VALUES = 1 << 26
 """Unless they hold more values than this."""
+CHUNK = 2048
+"""Taps whose moments are taken together: bounds time and memory of what grows with their square."""
 SMOOTH = 64
 """Lengths of Fourier transforms are multiples of this, for speed."""
 
 
 def moments(
     node: gs.Node, index: int, weight: Array, a: Sequence[Array], b: Sequence[Array]
-) -> tuple[Float32, Float32]:
-    """E[b b'] and E[a b'] of the patches of two inputs of one product.
+) -> Iterator[tuple[slice, Float32, Float32]]:
+    """E[b b'] and E[a b'] of the patches of two inputs of one product, for chunks of taps.
 
     Args:
         node: A product that `patches.reason_against` has nothing against.
@@ -39,19 +41,21 @@ def moments(
         a: The other input, one array per batch.
         b: The same tensors, computed otherwise.
 
-    Returns:
-        float32 [groups, taps, taps] each.
+    Yields:
+        At most `CHUNK` taps, and the moments among them, float32 [groups, taps, taps] each.
     """
     if node.op == "Conv" and weight.ndim == 3 and weight.shape[1] == 1:
         taps, step = weight.shape[2], node.attrs.get("dilations", [1])[0]
         lags = step * (np.arange(taps)[:, None] - np.arange(taps))
         own, across = _correlations(a, b, taps * step)
-        return own[:, lags], across[:, lags]
+        yield slice(0, taps), own[:, lags], across[:, lags]
+        return
     x, y = (_patches(node, index, weight, each) for each in (a, b))
-    own, across = np.swapaxes(y, 1, 2) @ y, np.swapaxes(x, 1, 2) @ y
-    own /= y.shape[1]
-    across /= y.shape[1]
-    return own, across
+    for first in range(0, x.shape[-1], CHUNK):
+        chunk = slice(first, first + CHUNK)
+        of_x, of_y = x[..., chunk], y[..., chunk]
+        own, across = np.swapaxes(of_y, 1, 2) @ of_y, np.swapaxes(of_x, 1, 2) @ of_y
+        yield chunk, own / y.shape[1], across / y.shape[1]
 
 
 def _correlations(a: Sequence[Array], b: Sequence[Array], lags: int) -> tuple[Array, Array]:

@@ -99,14 +99,7 @@ def quantize(
     ctx = Context(facts=known_facts(graph))
     check_order(passes, ctx.facts | supply.facts())  # before data is made
     clock.lap("load")
-    reports: list[Report] = []
-    for part in supply.parts(ctx.facts):
-        _require_none(reports, allow_bn=allow_bn, allow_float=True)
-        supply.before(part, graph, ctx)
-        stage = "passes" if reports else "prepare"
-        reports += run(graph, part, ctx, hooks)
-        clock.lap(stage)
-    _require_none(reports, allow_bn=allow_bn, allow_float=True)
+    reports = _run_parts(supply, graph, ctx, hooks, allow_bn=allow_bn)
     integer_only = _prove(graph, reports, allow_float=allow_float) if _lowers(passes) else None
     quantized = _counted(graph, passes, reports)
     metadata(graph).update(_provenance(model, passes))
@@ -269,6 +262,21 @@ def is_quantized(model: Path) -> bool:
     return any(node.op in QDQ for node in load(model).nodes)
 
 
+def _run_parts(
+    supply: Supply, graph: gs.Graph, ctx: Context, hooks: Sequence[Hook], *, allow_bn: bool
+) -> list[Report]:
+    """Run the recipe, each part once it is supplied and no BatchNorm stays that nobody allowed."""
+    reports: list[Report] = []
+    for part in supply.parts(ctx.facts):
+        _require_none(reports, allow_bn=allow_bn, allow_float=True)
+        supply.before(part, graph, ctx)
+        stage = "passes" if reports else "prepare"
+        reports += run(graph, part, ctx, hooks)
+        supply.lap(stage)
+    _require_none(reports, allow_bn=allow_bn, allow_float=True)
+    return reports
+
+
 def _check(graph: gs.Graph, passes: Sequence[Pass]) -> None:
     """Refuse models that do not suit the passes."""
     if any("calibrated" in spec.needs for spec in passes) or not _lowers(passes):
@@ -333,7 +341,7 @@ def _require_none(reports: Sequence[Report], *, allow_bn: bool, allow_float: boo
 
 def _boosts(spec: Pass) -> bool:
     """Whether a pass only raises accuracy: what it leaves alone is quantized all the same."""
-    return bool(spec.needs & {"data", "reference"})
+    return "reference" in spec.needs or ("data" in spec.needs and "calibrated" not in spec.needs)
 
 
 def _lowers(passes: Sequence[Pass]) -> bool:

@@ -25,7 +25,7 @@ from onnx_intq.grid import Grid
 from onnx_intq.lowering import fused
 from onnx_intq.placement import Plan, activations, plan
 from onnx_intq.sensitivity import ByRow, OnGrid, Rounding, noise_to_signal
-from onnx_intq.transform import Context, Pass, PassError, Range
+from onnx_intq.transform import Context, IntqError, Pass, PassError, Range
 
 WIDE_KEY = "onnx_intq.wide"
 """Metadata key of a JSON object: tensor that needs 16 bits -> SQNR that 8 would leave, dB."""
@@ -61,7 +61,13 @@ class ChooseGrids(Pass):
         chosen = plan(model, self.target, self.keep, tables=self.tables)
         ranges = _candidates(chosen, ctx)
         roundings = self._roundings(chosen, ranges)
-        noise = noise_to_signal(model, ctx.feeds, roundings, samples=self.samples)
+        try:
+            noise = noise_to_signal(model, ctx.feeds, roundings, samples=self.samples)
+        except IntqError as error:
+            if self.limit:  # asked for; else a model torch cannot run keeps calibration's ranges
+                raise
+            ctx.skipped.append((self.name, f"ranges stay as calibration chose them: {error}"))
+            return 0
         best = {name: int(np.argmin(found)) for name, found in noise.items()}
         taken = {name: ranges[name][index] for name, index in best.items()}
         changed = {name for name, found in taken.items() if found != ctx.ranges[name]}

@@ -8,6 +8,7 @@ Law: under the inputs' second moment, damped, no output channel's squared error 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +23,7 @@ from onnx_intq.stored_weights import StoredWeight, require_reference, roundable
 from onnx_intq.transform import Context, Pass
 
 Float32 = npt.NDArray[np.float32]
-
-CHUNK = 2048
-"""Taps that are rounded together: bounds time and memory of what grows with their square."""
+Blocks = Iterable[tuple[slice, Float32, Float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +50,20 @@ class RoundWeights(Pass):
         reference = require_reference(ctx)
         for layer, x, quantized in sequential(model, reference, chosen, ctx.feeds):
             weight = weights[id(layer)]
-            own, across = moments(layer.node, layer.index, layer.float_weight, x, quantized)
-            changed += weight.store(self._rounded(weight, own, across))
+            blocks = moments(layer.node, layer.index, layer.float_weight, x, quantized)
+            changed += weight.store(self._rounded(weight, blocks))
         return changed
 
-    def _rounded(self, weight: StoredWeight, own: Float32, across: Float32) -> Float32:
+    def _rounded(self, weight: StoredWeight, blocks: Blocks) -> Float32:
         """The integers, chunk by chunk; moments as `moments` gives them."""
         found = weight.integers
-        for first in range(0, found.shape[-1], CHUNK):
-            chunk = slice(first, first + CHUNK)
+        for chunk, own, across in blocks:
             target, start = weight.target[..., chunk], found[..., chunk]
             bounds = np.stack([np.floor(target), np.ceil(target)]).clip(-weight.top, weight.top)
-            damping = _diagonal(own[:, chunk, chunk], self.damping)
-            moment = own[:, chunk, chunk] + damping
+            damping = _diagonal(own, self.damping)
+            moment = own + damping
             if self.compensate:
-                target = _solve(moment, target @ (across[:, chunk, chunk] + damping))
+                target = _solve(moment, target @ (across + damping))
             found[..., chunk] = round_rows(target, start, moment, bounds)
         return found
 

@@ -57,9 +57,7 @@ def computed(name: str) -> npt.NDArray[np.float32]:
 def integers(name: str) -> dict[str, npt.NDArray[np.int8]]:
     """The stored weights of a file."""
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(name).graph.initializer}
-    return {
-        n: values for n, values in tensors.items() if (values.dtype, values.ndim) == (np.int8, 3)
-    }
+    return {n: v for n, v in tensors.items() if v.dtype == np.int8 and v.ndim == 3}
 
 
 @pytest.mark.parametrize("target", ["ort", "tensorrt", "integer"])

@@ -70,7 +70,7 @@ def test_maxima_that_onnxruntime_may_take_wrongly_tell_nothing() -> None:
 STEP = """g (int8[n, 1] v, int8[n, 2] other, float[n, 1] real, int32 some) => (int32[n, m] z)
     <int32[2] edges = {-5, 20}, int32[1, 2] flat = {20, -5}, int32[2, 1] tall = {-5, 20},
      int32[1, 1, 2] deep = {-5, 20}, float[2] points = {-5, 20}, float[1] endless = {inf},
-     int64[2] long = {-5, 20},
+     int64[2] long = {-5, 20}, uint8[2] few = {5, 20},
      int32[3] table = {2, 10, 5}, int32[4] more = {2, 10, 5, 3}, int32[2] fewer = {2, 10},
      int32[1, 3] row = {2, 10, 5}, uint8[3] bytes = {2, 10, 5}, int64[1] last = {-1},
      int64[1] second = {1}, int64[2] both = {0, 1}, int64[1] first = {0}, int32 one = {1},
@@ -79,6 +79,7 @@ STEP = """g (int8[n, 1] v, int8[n, 2] other, float[n, 1] real, int32 some) => (i
         x = Cast<to = 6>(wide)
         two = Cast<to = 6>(other)
         byte = Cast<to = 2>(x)
+        wider = Cast<to = 7>(x)
         """
 LINES = """c = GreaterOrEqual(x, edges)
         w = Where(c, one, zero)
@@ -98,6 +99,8 @@ UNKNOWN = (-64, 63)
         ("last", "second", KNOWN),
         ("table", "more", KNOWN),
         ("x, edges", "wide, long", KNOWN),
+        ("x, edges", "wider, long", KNOWN),
+        ("x, edges", "byte, few", UNKNOWN),
         ("x, edges", "edges, x", UNKNOWN),
         ("x, edges", "real, points", UNKNOWN),
         ("x, edges", "two, edges", UNKNOWN),

@@ -13,13 +13,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import bench_boosters
+import bench_calibration
 import bench_conformer
 import bench_cost
 import bench_integer
@@ -27,34 +27,20 @@ import bench_kernels
 import bench_keywords
 import bench_whisper
 import click
-import numpy as np
+from bench_calibration import PEER_BATCHES, SWEEP_BATCHES
 
-from onnx_intq import feeds, graph, registry, runtime, shapes
+from onnx_intq import feeds, graph, runtime, shapes
 from onnx_intq.console import bar, table
 from onnx_intq.cost import cost
 from onnx_intq.evaluate import Hypothesis, Score, evaluation
 from onnx_intq.feeds import Batch
 from onnx_intq.manifest import Utterance, read_manifest
-from onnx_intq.quantize import known_facts
-from onnx_intq.recipes import PREPARE
 from onnx_intq.recognizer import Recognizer
 from onnx_intq.samples import specs
 from onnx_intq.speech import features_of
-from onnx_intq.transform import Context, run
 from onnx_intq.verify import random_feeds
 
 CALIBRATION_UTTERANCES = 24
-SWEEP_BATCHES, PEER_BATCHES = 20, 4
-"""Batches of 8 x 64 x 500 frames; the peer keeps all activations in memory, so it gets fewer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Of a finished child process: seconds and bytes."""
-
-    wall: float
-    cpu: float
-    peak: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,38 +185,12 @@ def speed(bench: Bench) -> None:
 
 def calibration(bench: Bench) -> None:
     """Time and memory of quantizing, of one calibration sweep, and of the passes alone."""
-    source = bench.float_model
-    many = bench.made("sweep", lambda path: _write_random(path, SWEEP_BATCHES), ".npz")
-    few = bench.made("sweep-peer", lambda path: _write_random(path, PEER_BATCHES), ".npz")
-    work = bench.work
-    calls = {
-        "quantize, zero-shot, all defaults": ["quantize", source, "-o", work / "timed.onnx"],
-        f"our sweep, {SWEEP_BATCHES} batches, all observers": [
-            *("calibrate", source, "--data", many, "-o", work / "timed.json")
-        ],
-        f"our sweep, {PEER_BATCHES} batches, all observers": [
-            *("calibrate", source, "--data", few, "-o", work / "timed.json")
-        ],
-    }
-    rows = []
-    for name, call in calls.items():
-        rows.append(_usage_row(name, _measure([sys.executable, "-m", "onnx_intq.cli", *call])))
+    random = bench_calibration.write_random
+    many = bench.made("sweep", lambda path: random(path, SWEEP_BATCHES), ".npz")
+    few = bench.made("sweep-peer", lambda path: random(path, PEER_BATCHES), ".npz")
+    source, work = bench.float_model, bench.work
     peer = [sys.executable, __file__, "peer-percentile", source, few, work / "timed.onnx"]
-    rows.append(
-        _usage_row(f"onnxruntime, {PEER_BATCHES} batches, percentile alone", _measure(peer))
-    )
-    table("whole processes", ("work", "wall s", "CPU s", "peak GB"), rows)
-    start = time.perf_counter()
-    net = graph.load(source)
-    ranges = dict.fromkeys((t.name for n in net.nodes for t in n.outputs), (-1.0, 1.0))
-    context = Context(
-        facts=known_facts(net) | {"calibrated"},
-        ranges=ranges | {t.name: (-1.0, 1.0) for t in net.inputs},
-    )
-    loaded = time.perf_counter()
-    run(net, registry.parse(f"{PREPARE}, insert_qdq, quantize_weights"), context)
-    done = time.perf_counter()
-    click.echo(f"load {loaded - start:.1f} s, passes alone {done - loaded:.1f} s")
+    bench_calibration.print_tables(source, many, few, work, peer)
 
 
 def costs(bench: Bench) -> None:
@@ -320,34 +280,11 @@ def _score(utterances: Sequence[Utterance], texts: list[str], against: list[str]
     return evaluation(hypotheses).total
 
 
-def _usage_row(name: str, usage: Usage) -> tuple[str, str, str, str]:
-    return (name, f"{usage.wall:.0f}", f"{usage.cpu:.0f}", f"{usage.peak / 1e9:.2f}")
-
-
 def _cli(*arguments: object) -> None:
     subprocess.run(
         [sys.executable, "-m", "onnx_intq.cli", *map(str, arguments)],
         check=True,
         stdout=subprocess.DEVNULL,
-    )
-
-
-def _measure(command: Sequence[object]) -> Usage:
-    start = time.perf_counter()
-    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise click.ClickException(f"failed: {' '.join(map(str, command))}")
-    cpu = used.ru_utime + used.ru_stime
-    return Usage(wall=time.perf_counter() - start, cpu=cpu, peak=used.ru_maxrss * 1024)
-
-
-def _write_random(path: Path, batches: int) -> None:
-    rng = np.random.default_rng(0)
-    shape = (8, 64, 500)
-    feeds.write(
-        path,
-        ({"audio_signal": rng.standard_normal(shape).astype(np.float32)} for _ in range(batches)),
     )
 
 

@@ -150,7 +150,8 @@ def log_softmax(q: Any, scale: float, axis: int = -1, mode: Mode = "poly") -> tu
     distance = _distance(q, axis)
     e, _ = decay(distance, scale, mode)
     total = np.sum(e, axis=axis, keepdims=True)
-    ratio = bounded((total << 16) // peak(scale, mode), 1 << 16, 1 << 32)  # see the module's text
+    # No ratio is cut (see the module's text), but so the graph alone bounds all that follows.
+    ratio = np.clip((total << 16) // peak(scale, mode), 1 << 16, 1 << 32)
     finer = _finer(scale)
     step = math.ldexp(scale, -finer)
     to_steps = dyadic(2.0**-LOGARITHM_BITS / step)

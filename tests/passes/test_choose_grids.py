@@ -155,6 +155,22 @@ def test_results_of_convolutions_count_where_they_must_be_integers() -> None:
         assert ctx.floats.keys() == floats
 
 
+def test_a_model_torch_cannot_run_keeps_its_ranges_unless_widths_are_asked_for() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4] x) => (float[n, 4] y, float[n, 4] d) { y = MatMul(x, w) d = Bernoulli(x) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    graph = graph_from_model(proto)
+    batch = {"x": np.ones((2, 4), np.float32)}
+    ctx = Context(facts=set(FACTS), feeds=[batch], ranges={"x": (0.0, 1.0), "y": (0.0, 1.0)})
+    run(graph, [ChooseGrids(limit=0.0)], ctx)
+    ((name, why),) = ctx.skipped
+    assert name == "choose_grids"
+    assert why.startswith("ranges stay as calibration chose them: ")
+    with pytest.raises(PassError, match="Bernoulli"):
+        run(graph, [ChooseGrids()], ctx)
+
+
 def test_no_samples_are_refused(network: gs.Graph) -> None:
     with pytest.raises(PassError, match="0 samples; expected at least one"):
         run(network, [ChooseGrids(samples=0)], context(network))

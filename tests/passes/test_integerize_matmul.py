@@ -349,6 +349,7 @@ WEIGHT: dict[str, Any] = {
     "wz": np.int8(0),
     "xz": np.uint8(0),
 }
+BIG = np.full(3, 1e9, np.float32)
 DECLINED: list[tuple[str, str, dict[str, Any], str]] = [
     ("uint8[2, 4] x", "c = Gemm<alpha = -1.0>(a, b)", {}, "its alpha is -1; expected a positive"),
     ("uint8[2, 4] x", "c = MatMul(b, f)", {"f": np.ones((3, 2), np.float32)}, "both its factors"),
@@ -376,12 +377,7 @@ DECLINED: list[tuple[str, str, dict[str, Any], str]] = [
         "its weights span -255..255, over 8 bits",
     ),
     ("uint8[2, 4] x, float[3] f", "c = Gemm(a, b, f)", {}, "its third input is computed"),
-    (
-        "uint8[2, 4] x",
-        "c = Gemm(a, b, f)",
-        {"f": np.full(3, 1e9, np.float32)},
-        "its bias exceeds 32",
-    ),
+    ("uint8[2, 4] x", "c = Gemm(a, b, f)", {"f": BIG}, "its bias exceeds 32"),
     ("uint8[2, 4] x, float[4, 3] f", "c = MatMul(a, f)", {}, "its input 'f' is not quantized"),
 ]
 
