@@ -14,6 +14,7 @@ import pytest
 from onnx_intq.feeds import write
 from onnx_intq.registry import parse
 from onnx_intq.runtime import Session
+from onnx_intq.speech import FRONTEND_KEY
 
 Command = Callable[..., tuple[int, str, str]]
 BOOST = ["round_weights", "correct_bias"]
@@ -132,6 +133,27 @@ def test_run_equalizes_by_data(there: Path, command: Command) -> None:
         name not in weights[1] or not np.array_equal(values, weights[1][name])
         for name, values in weights[0].items()
     )
+
+
+def test_run_reads_speech_by_a_frontend_that_no_model_records(
+    there: Path, speech: Path, command: Command
+) -> None:
+    proto = onnx.load("m.onnx")
+    settings = {entry.key: entry.value for entry in proto.metadata_props}
+    del proto.metadata_props[:]
+    onnx.save(proto, "bare.onnx")
+    Path("frontend.json").write_text(settings[FRONTEND_KEY])
+    recipe = "fold_bn, equalize, insert_qdq, quantize_weights, round_weights, correct_bias"
+    options = ("--data", speech, "--json")
+    code, out, err = command("run", recipe, "bare.onnx", "-o", "o.onnx", *options)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]*--frontend[^\n]*\n", err)
+    given = (*options, "--frontend", "frontend.json")
+    found = printed(command("run", recipe, "bare.onnx", "-o", "o.onnx", *given))
+    assert [each["pass"] for each in found["passes"]] == recipe.split(", ")
+    assert printed(command("run", recipe, "m.onnx", "-o", "p.onnx", *options))["passes"]
+    tensors = [onnx.load(name).graph.initializer for name in ("o.onnx", "p.onnx")]
+    assert list(tensors[0]) == list(tensors[1])
 
 
 NEEDS_DATA = r"needs data, which no earlier pass gives; .* or give --data\n"
