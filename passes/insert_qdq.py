@@ -56,9 +56,8 @@ class InsertQdq(Pass):
         """Insert the pairs; return how many nodes run on quantized inputs."""
         sixteen = self.bits == 16 or bool(self.wide or ctx.wide)
         if self.bits not in {8, 16} or (sixteen and self.target == "tensorrt"):
-            raise PassError(
-                f"{16 if sixteen else self.bits}-bit activations; expected 8, or 16 for target ort"
-            )
+            bits = 16 if sixteen else self.bits
+            raise PassError(f"{bits}-bit activations; expected 8, or 16 but for tensorrt")
         convert_opset(model, SIXTEEN_BIT_OPSET if sixteen else PER_CHANNEL_OPSET)
         chosen = plan(model, self.target, self.keep, ctx.floats, tables=self.tables)
         for node, why in chosen.skipped:

@@ -327,8 +327,8 @@ def test_other_forms_keep_the_scales_of_addends(options: dict[str, Any]) -> None
 def test_wrong_options_are_refused() -> None:
     ctx = Context(facts=set(FACTS))
     for options, message in (
-        ({"bits": 4}, "4-bit activations; expected 8, or 16 for target ort"),
-        ({"bits": 16, "target": "tensorrt"}, "16-bit activations; expected 8, or 16 for"),
+        ({"bits": 4}, "4-bit activations; expected 8, or 16 but for tensorrt"),
+        ({"bits": 16, "target": "tensorrt"}, "16-bit activations; expected 8, or 16 but for"),
         ({"target": "x"}, "unknown target 'x'; expected one of: ort, integer, tensorrt"),
     ):
         with pytest.raises(PassError, match=message):
