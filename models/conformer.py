@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from onnx_intq.frontend import Frontend
 from onnx_intq.models.conformer_block import ConformerBlock, ConformerBlockConfig
-from onnx_intq.models.quartznet import ENGLISH, Decoder, mask_from_length
+from onnx_intq.models.ctc_model import CtcModel, Decoder
+from onnx_intq.models.quartznet import ENGLISH
 from onnx_intq.models.relative_attention import RelativePositions
 from onnx_intq.models.subsampling import STAGES, Subsampling
 from onnx_intq.transform import IntqError
@@ -110,7 +111,7 @@ class ConformerEncoder(nn.Module):
         return hidden.transpose(1, 2), mask
 
 
-class Conformer(nn.Module):
+class Conformer(CtcModel):
     """A network built from its configuration, with PyTorch's initial weights."""
 
     def __init__(self, config: ConformerConfig) -> None:
@@ -118,24 +119,3 @@ class Conformer(nn.Module):
         self.config = config
         self.encoder = ConformerEncoder(config)
         self.decoder = Decoder(config.block.width, len(config.labels) + 1)
-
-    def forward(
-        self, audio_signal: Tensor, length: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Compute CTC log-probabilities.
-
-        Args:
-            audio_signal: Features, float [batch, mels, time].
-            length: Valid frames of each utterance, int64 [batch]; None: all frames are valid.
-
-        Returns:
-            Log-probabilities float [batch, time', labels + 1]; with `length` also the valid frames
-            of the output, int64 [batch]. What lies beyond them has no meaning.
-
-        Raises:
-            IntqError: The input is longer than the positions that there are.
-        """
-        mask = None if length is None else mask_from_length(length, audio_signal.shape[2])
-        encoded, mask = self.encoder(audio_signal, mask)
-        log_probs: Tensor = self.decoder(encoded)
-        return log_probs if mask is None else (log_probs, mask.sum(dim=(1, 2)))

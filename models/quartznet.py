@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import dropwhile
 
-import torch
 from torch import Tensor, nn
 
+from onnx_intq.models.ctc_model import CtcModel, Decoder
 from onnx_intq.models.jasper_block import BlockConfig, JasperBlock
 from onnx_intq.transform import IntqError
 
@@ -98,21 +98,10 @@ class Encoder(nn.Module):
         return signal, mask
 
 
-class Decoder(nn.Module):
-    """NeMo's ConvASRDecoder: a 1x1 convolution to the classes, then log-softmax."""
-
-    def __init__(self, inputs: int, classes: int) -> None:
-        super().__init__()
-        self.decoder_layers = nn.Sequential(nn.Conv1d(inputs, classes, 1))
-
-    def forward(self, encoded: Tensor) -> Tensor:
-        """Map [batch, filters, time'] to log-probabilities [batch, time', classes]."""
-        logits: Tensor = self.decoder_layers(encoded)
-        return logits.transpose(1, 2).log_softmax(dim=-1)
-
-
-class QuartzNet(nn.Module):
+class QuartzNet(CtcModel):
     """A network built from its configuration, initialised as NeMo does (Xavier uniform)."""
+
+    encoder: Encoder
 
     def __init__(self, config: QuartzNetConfig) -> None:
         super().__init__()
@@ -122,26 +111,3 @@ class QuartzNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
                 nn.init.xavier_uniform_(module.weight)
-
-    def forward(
-        self, audio_signal: Tensor, length: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Compute CTC log-probabilities.
-
-        Args:
-            audio_signal: Features, float [batch, mels, time].
-            length: Valid frames of each utterance, int64 [batch]; None: all frames are valid.
-
-        Returns:
-            Log-probabilities float [batch, time', labels + 1]; with `length` also the valid frames
-            of the output, int64 [batch]. What lies beyond them has no meaning.
-        """
-        mask = None if length is None else mask_from_length(length, audio_signal.shape[2])
-        encoded, mask = self.encoder(audio_signal, mask)
-        log_probs: Tensor = self.decoder(encoded)
-        return log_probs if mask is None else (log_probs, mask.sum(dim=(1, 2)))
-
-
-def mask_from_length(length: Tensor, frames: int) -> Tensor:
-    """True for the frames before `length` [batch]: bool [batch, 1, frames]."""
-    return (torch.arange(frames, device=length.device) < length.unsqueeze(1)).unsqueeze(1)

@@ -97,6 +97,11 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     before, after = summary.bytes_before, summary.bytes_after
     click.echo(f"quantized  {sum(summary.quantized.values())} nodes: {ops}")
     _show_skipped(summary.left)
+    if summary.wide:
+        worst = sorted(summary.wide.items(), key=lambda item: item[1])
+        named = ", ".join(f"{name} {db:.1f} dB" for name, db in worst[:SHOWN])
+        more = ", ..." if len(worst) > SHOWN else ""
+        click.echo(f"16 bits    {len(worst)}, with what 8 would have left: {named}{more}")
     sizes = f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB"
     click.echo(f"size       {sizes} ({before / after:.2f} to 1)")
     if summary.integer_only is not None:

@@ -111,6 +111,7 @@ def quantize(
     return Summary(
         quantized=quantized,
         left=tuple(entry for r in reports if not _boosts(r.spec) for entry in r.skipped),
+        wide=ctx.wide,
         remaining=tuple(ctx.remaining),
         bytes_before=file_bytes(model),
         bytes_after=file_bytes(output),

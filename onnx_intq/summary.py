@@ -26,6 +26,7 @@ class Summary:
     Attributes:
         quantized: Operator type -> nodes that run on integers.
         left: (node, reason) for quantizable nodes that stay float.
+        wide: Tensors that got 16 bits by measurement -> SQNR that 8 would have left, dB.
         remaining: (node, reason) for BatchNorms that could not be folded, and for operators without
             integer form.
         bytes_before, bytes_after: File sizes.
@@ -40,6 +41,7 @@ class Summary:
 
     quantized: dict[str, int]
     left: tuple[tuple[str, str], ...]
+    wide: dict[str, float]
     remaining: tuple[tuple[str, str], ...]
     bytes_before: int
     bytes_after: int
@@ -55,6 +57,7 @@ class Summary:
         return {
             "quantized": self.quantized,
             "left": self.left,
+            "wide": self.wide,
             "remaining": self.remaining,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,

@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from onnx_intq.feeds import write
-from onnx_intq.registry import parse
+from onnx_intq.recipes import pipeline
+from onnx_intq.registry import parse, render
 from onnx_intq.runtime import Session
 from onnx_intq.speech import FRONTEND_KEY
 
@@ -115,6 +116,18 @@ def test_mixed_widths_keep_to_their_limit(there: Path, command: Command, target:
     checks = ("--integer-only",) if target == "integer" else ("--target", target)
     assert command("check", "o.onnx", *checks)[0] == 0
     np.testing.assert_allclose(computed("o.onnx"), computed("m.onnx"), atol=0.5)
+
+
+def test_what_needs_16_bits_is_reported(there: Path, command: Command) -> None:
+    text = render(pipeline("integer", mixed=True))
+    assert "choose_grids(target='integer')" in text
+    recipe = text.replace("choose_grids(", "choose_grids(limit=60.0, ")
+    options = ("--data", "f.npz", "--recipe", recipe, "--json")
+    found = printed(command("quantize", "m.onnx", "-o", "o.onnx", *options))
+    assert found["wide"]
+    assert all(db < 60 for db in found["wide"].values())
+    stored = {p.key: p.value for p in onnx.load("o.onnx").metadata_props}["onnx_intq.wide"]
+    assert json.loads(stored) == found["wide"]
 
 
 def test_run_equalizes_by_data(there: Path, command: Command) -> None:

@@ -23,10 +23,12 @@ def summary(
     drift: Drift,
     left: tuple[tuple[str, str], ...] = (),
     integer_only: tuple[str, ...] | None = None,
+    wide: dict[str, float] | None = None,
 ) -> Summary:
     return Summary(
         quantized={"Add": 1, "Conv": 2},
         left=left,
+        wide=wide or {},
         remaining=(),
         bytes_before=4_000_000,
         bytes_after=1_000_000,
@@ -70,6 +72,7 @@ def test_summaries_as_json_say_everything(capsys: Captured) -> None:
         "output": "q.onnx",
         "quantized": {"Add": 1, "Conv": 2},
         "left": [["a", "b"]],
+        "wide": {},
         "remaining": [],
         "bytes_before": 4_000_000,
         "bytes_after": 1_000_000,
@@ -171,3 +174,13 @@ def test_names_are_no_markup(capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "[bold]title" in out
     assert "[red]node[/red]" in out
+
+
+def test_tensors_of_16_bits_are_named_the_costliest_first(capsys: Captured) -> None:
+    wide = {f"t{n}": 30.0 - n for n in range(12)}
+    console.show_quantization(summary(Drift(0.1, 30.0), wide=wide), Path("q.onnx"), as_json=False)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("16 bits")]
+    assert line.startswith("16 bits    12, with what 8 would have left: t11 19.0 dB, t10 20.0 dB")
+    assert line.endswith("t2 28.0 dB, ...")
+    console.show_quantization(summary(Drift(0.1, 30.0), wide=wide), Path("q.onnx"), as_json=True)
+    assert read(capsys)["wide"] == wide
