@@ -21,8 +21,11 @@ import onnx_intq
 from onnx_intq import graph
 from onnx_intq.frontend import Frontend
 from onnx_intq.models.nemo import load_weights, read_nemo, read_weights
+from onnx_intq.models.rnnt import Rnnt
+from onnx_intq.models.rnnt_export import export_rnnt
 from onnx_intq.models.zoo import PRETRAINED, PUBLISHED, SEED, zoo_model, zoo_names
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, labels_to_json
+from onnx_intq.transducer_folder import check_folder_output, is_folder
 from onnx_intq.transform import IntqError
 
 __all__ = ["OPSETS", "export", "export_named", "zoo_names"]
@@ -49,20 +52,29 @@ def export_named(
 
     Args:
         source: One of `zoo_names()`, or the path of a file that ends in `.nemo`.
-        path: Where to write the ONNX file.
+        path: Where to write the ONNX file; of an RNN-T the folder of its three.
         weights: A PyTorch state dict to load in place of the model's own weights.
         opset: As for `export`.
         lengths: As for `export`.
 
     Raises:
-        IntqError: The name is unknown, a file is invalid, weights do not fit, or as for `export`.
+        IntqError: The name is unknown, a file is invalid, weights do not fit, `lengths` is asked of
+            an RNN-T, its path ends in `.onnx` or is a folder of other things, or as for `export`.
     """
     is_file = source.endswith(".nemo")
-    graph.check_output(path, source if is_file else None, weights)
+    inputs = (source if is_file else None, weights)
+    if not is_folder(path):
+        graph.check_output(path, *inputs)
     _check_opset(opset)
     model = read_nemo(source) if is_file else zoo_model(source)
     if weights is not None:
         load_weights(model.network, read_weights(weights))
+    if isinstance(model.network, Rnnt):
+        _check_rnnt(path, lengths, *inputs)
+        origin = _origin(source, weights)
+        export_rnnt(model.network, path, frontend=model.frontend, opset=opset, origin=origin)
+        return
+    graph.check_output(path, *inputs)
     export(
         model.network,
         path,
@@ -118,6 +130,15 @@ def export(
         }
     )
     graph.save(model, path)
+
+
+def _check_rnnt(path: str | Path, lengths: bool, *inputs: str | Path | None) -> None:
+    if lengths:
+        raise IntqError(
+            "an RNN-T's frames depend on no later ones; expected no length input; "
+            "leave out --lengths"
+        )
+    check_folder_output(path, *inputs)
 
 
 def _check_opset(opset: int) -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes NeMo's `.nemo` files of CTC models, running nothing that is inside them.
+"""Reads and writes NeMo's `.nemo` files, of CTC models and RNN-Ts, running nothing inside them.
 
 A `.nemo` file is a tar archive, gzipped or not, that holds `model_config.yaml`,
 `model_weights.ckpt` and, with a BPE vocabulary, a tokenizer. Members are read in memory, never
@@ -23,6 +23,7 @@ from onnx_intq.frontend import Frontend
 from onnx_intq.graph import first_line, write_atomically
 from onnx_intq.models.conformer import Conformer, ConformerConfig
 from onnx_intq.models.nemo_config import (
+    CtcConfig,
     NetworkConfig,
     frontend_from_nemo,
     lists_labels,
@@ -30,6 +31,7 @@ from onnx_intq.models.nemo_config import (
     network_from_nemo,
 )
 from onnx_intq.models.quartznet import QuartzNet
+from onnx_intq.models.rnnt import Rnnt, RnntConfig
 from onnx_intq.models.tokenizer import pieces
 from onnx_intq.transform import IntqError
 
@@ -37,13 +39,14 @@ CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
 TOKENIZER = ".model"
 """How the name of a SentencePiece model ends."""
-MODULES = ("encoder.", "decoder.")
+MODULES = ("encoder.", "decoder.", "joint.")
 """Prefixes of the parameters that make up the network; the front end's buffers are derived."""
 SHOWN = 3
 """Names an error lists of each kind of mismatch before it only counts."""
 
 
-Network = QuartzNet | Conformer
+CtcNetwork = QuartzNet | Conformer
+Network = CtcNetwork | Rnnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,11 @@ def read_nemo(path: str | Path) -> NemoModel:
 
 def build(config: NetworkConfig) -> Network:
     """The network of a configuration, with initial weights."""
+    return Rnnt(config) if isinstance(config, RnntConfig) else build_ctc(config)
+
+
+def build_ctc(config: CtcConfig) -> CtcNetwork:
+    """The network of a CTC model's configuration, with initial weights."""
     return Conformer(config) if isinstance(config, ConformerConfig) else QuartzNet(config)
 
 

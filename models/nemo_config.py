@@ -1,4 +1,4 @@
-"""Translates the `model_config.yaml` of a NeMo CTC model to our configuration and back."""
+"""Translates the `model_config.yaml` of a NeMo model to our configuration and back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from onnx_intq.models.nemo_fields import (
     text,
     whole,
 )
+from onnx_intq.models.nemo_rnnt import is_rnnt, nemo_from_rnnt, rnnt_from_nemo
 from onnx_intq.models.quartznet import QuartzNetConfig
+from onnx_intq.models.rnnt import RnntConfig
 from onnx_intq.transform import IntqError
 
-NetworkConfig = QuartzNetConfig | ConformerConfig
+CtcConfig = QuartzNetConfig | ConformerConfig
+NetworkConfig = CtcConfig | RnntConfig
 _CONVOLUTIONS = "nemo.collections.asr.modules.ConvASREncoder"
 _TARGETS = {
     "preprocessor": ("nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",),
@@ -64,8 +67,10 @@ def network_from_nemo(config: Section, pieces: Sequence[str] = ()) -> NetworkCon
         IntqError: A part is missing, is of no network that is known here, or uses options that are
             not supported.
     """
+    if is_rnnt(config):
+        return rnnt_from_nemo(config, _labels(config, pieces, "joint"))
     encoder, decoder = _section(config, "encoder"), _section(config, "decoder")
-    labels = _labels(config, pieces)
+    labels = _labels(config, pieces, "decoder")
     classes = decoder.get("num_classes", -1)
     if classes not in (-1, len(labels)):
         raise IntqError(
@@ -79,15 +84,19 @@ def network_from_nemo(config: Section, pieces: Sequence[str] = ()) -> NetworkCon
 
 def lists_labels(config: Section) -> bool:
     """Whether the configuration itself lists the labels, as all that NeMo has saved do."""
-    decoder = config.get("decoder")
+    sections = [config.get("decoder"), config.get("joint")]
     return bool(
-        config.get("labels") or (isinstance(decoder, Mapping) and decoder.get("vocabulary"))
+        config.get("labels")
+        or any(isinstance(s, Mapping) and s.get("vocabulary") for s in sections)
     )
 
 
-def _labels(config: Section, pieces: Sequence[str]) -> tuple[str, ...]:
-    found = _section(config, "decoder").get("vocabulary") or config.get("labels") or [*pieces]
-    return tuple(text("a label", label) for label in items("decoder.vocabulary", found))
+def _labels(config: Section, pieces: Sequence[str], lister: str) -> tuple[str, ...]:
+    """The labels that the section `lister` or the configuration lists, or the pieces."""
+    section = config.get(lister)
+    listed = section.get("vocabulary") if isinstance(section, Mapping) else None
+    found = listed or config.get("labels") or [*pieces]
+    return tuple(text("a label", label) for label in items(f"{lister}.vocabulary", found))
 
 
 def _convolutions_from_nemo(encoder: Section, labels: tuple[str, ...]) -> QuartzNetConfig:
@@ -111,7 +120,8 @@ def frontend_from_nemo(config: Section) -> Frontend:
             another number of features than the encoder takes.
     """
     frontend = Frontend.from_settings(_section(config, "preprocessor"))
-    taken = _section(config, "encoder").get("feat_in")
+    encoder = config.get("encoder")
+    taken = encoder.get("feat_in") if isinstance(encoder, Mapping) else None
     if taken != frontend.features:
         raise IntqError(
             f"preprocessor.features is {frontend.features}, but encoder.feat_in is {taken!r}; "
@@ -128,14 +138,18 @@ def nemo_from_network(network: NetworkConfig, frontend: Frontend) -> dict[str, o
     theirs = {ours: name for name, ours in RENAMED.items()}
     preprocessor = {theirs.get(key, key): value for key, value in asdict(frontend).items()}
     labels = list(network.labels)
+    common: dict[str, object] = {
+        "sample_rate": frontend.sample_rate,
+        "labels": labels,
+        "preprocessor": {"_target_": _TARGETS["preprocessor"][0], "dither": 0.0, **preprocessor},
+    }
+    if isinstance(network, RnntConfig):
+        return common | nemo_from_rnnt(network)
     if isinstance(network, ConformerConfig):
         encoder, width = nemo_from_conformer(network), network.block.width
     else:
         encoder, width = _nemo_from_convolutions(network), network.blocks[-1].filters
-    return {
-        "sample_rate": frontend.sample_rate,
-        "labels": labels,
-        "preprocessor": {"_target_": _TARGETS["preprocessor"][0], "dither": 0.0, **preprocessor},
+    return common | {
         "encoder": encoder,
         "decoder": {
             "_target_": _TARGETS["decoder"][0],

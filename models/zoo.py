@@ -14,13 +14,13 @@ from onnx_intq.frontend import Frontend
 from onnx_intq.models import conformer
 from onnx_intq.models.conformer import Conformer, ConformerConfig, conformer_config
 from onnx_intq.models.jasper import jasper_config
-from onnx_intq.models.nemo import NemoModel, Network, build, read_nemo
-from onnx_intq.models.nemo_config import NetworkConfig
+from onnx_intq.models.nemo import CtcNetwork, NemoModel, build_ctc, read_nemo
+from onnx_intq.models.nemo_config import CtcConfig
 from onnx_intq.models.quartznet import QuartzNet, QuartzNetConfig, quartznet_config
 from onnx_intq.models.relative_attention import RelativeAttention
 from onnx_intq.transform import IntqError
 
-PUBLISHED: dict[str, NetworkConfig] = {
+PUBLISHED: dict[str, CtcConfig] = {
     "quartznet5x5": quartznet_config(1),
     "quartznet10x5": quartznet_config(2),
     "quartznet15x5": quartznet_config(3),
@@ -66,7 +66,7 @@ def zoo_model(name: str) -> NemoModel:
 def untrained(config: QuartzNetConfig, *, seed: int) -> QuartzNet: ...
 @overload
 def untrained(config: ConformerConfig, *, seed: int) -> Conformer: ...
-def untrained(config: NetworkConfig, *, seed: int) -> Network:
+def untrained(config: CtcConfig, *, seed: int) -> CtcNetwork:
     """Build a network with random weights that behaves numerically like a trained one.
 
     NeMo's initialisation is a start for training only. Its statistics of mean 0 and variance 1 let
@@ -80,7 +80,7 @@ def untrained(config: NetworkConfig, *, seed: int) -> Network:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        network = build(config).eval()
+        network = build_ctc(config).eval()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm1d) and isinstance(network, QuartzNet):
                 module.bias.fill_(NORM_BIAS)

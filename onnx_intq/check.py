@@ -33,7 +33,10 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
 }
 """The rules of every target, in the order they are applied."""
-WARNINGS: Mapping[str, tuple[Rule, ...]] = {"ort": (), "tensorrt": tensorrt_speed_rules.RULES}
+WARNINGS: Mapping[str, tuple[Rule, ...]] = {
+    "ort": ort_fusion_rules.WARNINGS,
+    "tensorrt": tensorrt_speed_rules.RULES,
+}
 """Rules whose breach costs speed at most."""
 
 
@@ -83,6 +86,17 @@ def refused(parse: Parse | None) -> list[Problem]:
         )
         for refusal in parse.refusals
     ]
+
+
+def packed_weights(count: int, target: str) -> list[Problem]:
+    """That a model has packed weights, which TensorRT's parser has no operators to decode."""
+    if not count or target != "tensorrt":
+        return []
+    message = (
+        f"{count} weights are packed; expected int8 constants, for TensorRT cannot decode them; "
+        "store them so with the pass unpack_weights"
+    )
+    return [Problem(node=MODEL, rule="packed-weights", message=message)]
 
 
 def _problems(graph: gs.Graph, target: str, rules: Mapping[str, tuple[Rule, ...]]) -> list[Problem]:

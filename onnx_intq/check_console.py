@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,22 @@ def show_check(found: Checked, as_json: bool) -> None:
         raise CheckFailed("; ".join(failed))
 
 
+def show_checks(parts: Mapping[str, Checked], as_json: bool) -> None:
+    """Report what was found in several files, by their names.
+
+    Raises:
+        CheckFailed: Something was.
+    """
+    if as_json:
+        print_json({"parts": {part: _to_dict(found) for part, found in parts.items()}})
+    else:
+        for part, found in parts.items():
+            click.echo(part)
+            _show(found)
+    if failed := [f"{part}: {why}" for part, each in parts.items() for why in each.failures()]:
+        raise CheckFailed("; ".join(failed))
+
+
 def _to_dict(found: Checked) -> dict[str, object]:
     said: dict[str, object] = {}
     if found.target:
@@ -93,7 +109,9 @@ def _show(found: Checked) -> None:
     if found.target:
         _show_problems(found.target, found.problems, found.quantized)
     if found.warnings:
-        _show_rules(f"{len(found.warnings)} warnings for {found.target}", found.warnings)
+        count = len(found.warnings)
+        noun = "warning" if count == 1 else "warnings"
+        _show_rules(f"{count} {noun} for {found.target}", found.warnings)
     if found.parse:
         _show_parse(found.parse)
     if found.proof:

@@ -17,6 +17,7 @@ from onnx_intq.commands.build import build
 from onnx_intq.commands.calibrate import calibrate
 from onnx_intq.commands.check import check
 from onnx_intq.commands.compare import compare
+from onnx_intq.commands.compress import compress
 from onnx_intq.commands.cost import cost
 from onnx_intq.commands.evaluate import evaluate
 from onnx_intq.commands.export import export
@@ -24,6 +25,7 @@ from onnx_intq.commands.passes import passes
 from onnx_intq.commands.quantize import quantize
 from onnx_intq.commands.run import run
 from onnx_intq.commands.synthesize import synthesize
+from onnx_intq.commands.train import train
 from onnx_intq.transform import CheckFailed, IntqError
 
 CONTEXT = {
@@ -76,6 +78,7 @@ for command in (
     calibrate,
     check,
     compare,
+    compress,
     cost,
     evaluate,
     export,
@@ -83,6 +86,7 @@ for command in (
     quantize,
     run,
     synthesize,
+    train,
 ):
     cli.add_command(command)
 

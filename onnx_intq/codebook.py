@@ -81,7 +81,7 @@ def code(
         raise IntqError("a weight holds NaN or infinity; expected finite values; export it again")
     if bits > 1 and (kind == "uniform" or bits == 8):
         scales = weight_scales(weight, axis, bits)
-        stored = quantize(weight, scales, 0, weight_grid(bits), axis)
+        stored = quantize(weight, scales, 0, weight_grid(bits), axis).astype(np.int8)
         return CodedWeight(stored=stored, scales=scales, axis=axis, bits=bits)
     rows = _rows(weight, axis)
     factors = np.ones_like(rows) if importance is None else _factors(importance, weight, axis)

@@ -96,7 +96,7 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     ops = ", ".join(f"{count} {op}" for op, count in summary.quantized.items())
     before, after = summary.bytes_before, summary.bytes_after
     click.echo(f"quantized  {sum(summary.quantized.values())} nodes: {ops}")
-    _show_skipped(summary.left)
+    show_skipped(summary.left)
     if summary.wide:
         worst = sorted(summary.wide.items(), key=lambda item: item[1])
         named = ", ".join(f"{name} {db:.1f} dB" for name, db in worst[:SHOWN])
@@ -118,6 +118,24 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     click.echo(f"wrote      {output}")
 
 
+def show_folder(done: Mapping[str, Summary | str], output: Path, as_json: bool) -> None:
+    """Report what `quantize` did to the parts of an RNN-T."""
+    files = {part: output / f"{part}.onnx" for part in done}
+    if as_json:
+        parts = {
+            part: {"kept": found} if isinstance(found, str) else found.to_dict()
+            for part, found in done.items()
+        }
+        print_json({"output": str(output), "parts": parts})
+        return
+    for part, found in done.items():
+        click.echo(f"{part}")
+        if isinstance(found, str):
+            click.echo(f"kept       as it is: {found}")
+        else:
+            show_quantization(found, files[part], as_json=False)
+
+
 def show_reports(reports: Sequence[Report], drifts: Mapping[str, Drift], as_json: bool) -> None:
     """Report what each pass did."""
     if as_json:
@@ -128,7 +146,7 @@ def show_reports(reports: Sequence[Report], drifts: Mapping[str, Drift], as_json
         for r in reports
     ]
     table("", ("pass", "changes", "left alone", "seconds", "drift"), rows)
-    _show_skipped([entry for report in reports for entry in report.skipped])
+    show_skipped([entry for report in reports for entry in report.skipped])
 
 
 def show_passes(found: Sequence[type[Pass]], in_full: bool, as_json: bool) -> None:
@@ -183,7 +201,8 @@ def show_timings(
     )
 
 
-def _show_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+def show_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Report nodes that were left alone, by the reason."""
     for why, count in Counter(why for _, why in skipped).items():
         names = [name for name, reason in skipped if reason == why]
         click.echo(

@@ -10,15 +10,16 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_intq.graph import constant, metadata, producer, subgraphs
-from onnx_intq.shapes import Shape, infer, input_shapes
+from onnx_intq.graph import constant, metadata, producer, subgraphs, with_metadata
+from onnx_intq.packing import decoded, unpack
+from onnx_intq.shapes import Shape, infer, infer_body, input_shapes
 from onnx_intq.transform import IntqError
 
 BITS_KEY = "onnx_intq.bits"
@@ -29,7 +30,9 @@ OPERANDS = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), (0, 3)),
 }
 """Operators that are counted, with the numbers of the two inputs they multiply."""
-UNCOUNTED = {"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv"}
+RECURRENT = {"LSTM", "GRU", "RNN"}
+"""Operators that multiply by two weights [directions, gates, factors] at every step of time."""
+UNCOUNTED = {"Einsum", "Attention", "DeformConv"}
 """Operators that multiply, but are not counted; they are named."""
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"}
 MOVES |= {"MaxPool", "Pad", "Concat", "Expand", "DequantizeLinear"}
@@ -71,7 +74,13 @@ class NodeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """What several nodes of one operator type cost together."""
+    """What several nodes of one operator type cost together.
+
+    Attributes:
+        nodes: How many; a recurrent one is one, though it multiplies by two weights.
+        macs: Multiply-accumulates.
+        bops: Bit operations.
+    """
 
     nodes: int
     macs: int
@@ -85,7 +94,7 @@ class Cost:
     Attributes:
         parameters: Values of all floating-point and quantized constants, without scales and zero
             points.
-        weight_bytes: Bytes of all constants as stored, sub-byte types packed.
+        weight_bytes: Bytes of all constants as stored, packed ones with what decodes them.
         inputs: The shapes counted for.
         nodes: Every counted node, in graph order.
         uncounted: Names of nodes that multiply too, but whose kind or shape is not known here.
@@ -114,7 +123,8 @@ class Cost:
         for op in {node.op for node in self.nodes}:
             nodes = [node for node in self.nodes if node.op == op]
             macs, bops = sum(n.macs for n in nodes), sum(n.bops for n in nodes)
-            totals[op] = Total(nodes=len(nodes), macs=macs, bops=bops)
+            count = len(nodes) // (2 if op in RECURRENT else 1)
+            totals[op] = Total(nodes=count, macs=macs, bops=bops)
         return dict(sorted(totals.items(), key=lambda item: (-item[1].bops, item[0])))
 
 
@@ -138,20 +148,33 @@ def cost(
     """
     inputs = input_shapes(graph, seconds=seconds, shapes=shapes)
     inputs = _batched(graph, inputs, batch) if batch != 1 else inputs
+    stored = sum(_stored_bytes(t) for t in _constants(graph))
+    graph = _unpacked(graph)
     known, bits = infer(graph, inputs), _Bits(graph)
     nodes, uncounted = list[NodeCost](), list[str]()
     for node in graph.nodes:
-        if (counted := _node_cost(node, known, bits)) is not None:
-            nodes.append(counted)
-        elif _multiplies(node):
+        counted = _node_costs(node, known, bits)
+        nodes += counted
+        if not counted and _multiplies(node):
             uncounted.append(node.name)
     return Cost(
         parameters=sum(t.values.size for t in _parameters(graph)),
-        weight_bytes=sum(_stored_bytes(t) for t in _constants(graph)),
+        weight_bytes=stored,
         inputs=inputs,
         nodes=tuple(nodes),
         uncounted=tuple(uncounted),
     )
+
+
+def _unpacked(graph: gs.Graph) -> gs.Graph:
+    """The graph with packed constants decoded, of as many bits as their indices."""
+    packed = {str(each.node.outputs[0].name): each.bits for each in decoded(graph)}
+    if not packed:
+        return graph
+    found = with_metadata(graph.copy(), graph)
+    metadata(found)[BITS_KEY] = json.dumps(packed | recorded_bits(found))
+    unpack(found)
+    return found
 
 
 def _batched(graph: gs.Graph, inputs: Mapping[str, Shape], batch: int) -> dict[str, Shape]:
@@ -173,6 +196,60 @@ def _batched(graph: gs.Graph, inputs: Mapping[str, Shape], batch: int) -> dict[s
     }
 
 
+def _node_costs(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> list[NodeCost]:
+    """Of a node and those of its body; none where a shape is unknown or the node is not counted."""
+    if node.op == "Scan":
+        return _scan_costs(node, known, bits)
+    if node.op in RECURRENT:
+        return _recurrent_costs(node, known, bits)
+    found = _node_cost(node, known, bits)
+    return [] if found is None else [found]
+
+
+def _scan_costs(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> list[NodeCost]:
+    """Of the nodes in the body, once for every step."""
+    body, scanned = node.attrs["body"], node.attrs["num_scan_inputs"]
+    shapes = [known.get(t.name) for t in node.inputs]
+    if None in shapes:
+        return []
+    inner = dict(known)
+    axes = [None] * (len(shapes) - scanned) + node.attrs.get("scan_input_axes", [0] * scanned)
+    steps = 0
+    for tensor, shape, axis in zip(body.inputs, shapes, axes, strict=True):
+        sizes = list(shape or ())
+        steps = sizes.pop(axis) if axis is not None else steps
+        inner[tensor.name] = tuple(sizes)
+    found = infer_body(body, node, inner)
+    nodes = [c for n in body.nodes for c in _node_costs(n, found, bits.inside(body))]
+    return [_repeated(each, steps) for each in nodes]
+
+
+def _repeated(found: NodeCost, times: int) -> NodeCost:
+    """The same weights at every step: what is multiplied with them is read anew."""
+    left, right, result = found.elements
+    return replace(found, macs=found.macs * times, elements=(left * times, right, result * times))
+
+
+def _recurrent_costs(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> list[NodeCost]:
+    """The product of the input and that of the hidden state, which is float between its steps."""
+    x, w, r = (known.get(t.name) for t in node.inputs[:3])
+    if x is None or w is None or r is None:
+        return []
+    rows, found = x[0] * x[1], []
+    for index, weight, left in ((1, w, bits.of(node, 0)), (2, r, type_bits(np.float32))):
+        elements = rows * weight[2], math.prod(weight), rows * weight[0] * weight[1]
+        found.append(
+            NodeCost(
+                name=node.name,
+                op=node.op,
+                macs=rows * math.prod(weight),
+                bits=(left, bits.of(node, index)),
+                elements=elements,
+            )
+        )
+    return found
+
+
 def _node_cost(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> NodeCost | None:
     """None where a shape is unknown or the node is not counted."""
     if node.op not in OPERANDS:
@@ -185,7 +262,7 @@ def _node_cost(node: gs.Node, known: Mapping[str, Shape], bits: _Bits) -> NodeCo
         name=node.name,
         op=node.op,
         macs=_macs(node, left, right, result),
-        bits=(bits.of(node, 0), bits.of(node, 1)),
+        bits=(bits.of(node, OPERANDS[node.op][0]), bits.of(node, OPERANDS[node.op][1])),
         elements=(math.prod(left), math.prod(right), math.prod(result)),
     )
 
@@ -201,22 +278,26 @@ def _macs(node: gs.Node, left: Shape, right: Shape, result: Shape) -> int:
 def _multiplies(node: gs.Node) -> bool:
     bodies = [b for v in node.attrs.values() if isinstance(v, gs.Graph) for b in subgraphs(v)]
     inner = {n.op for b in bodies for n in b.nodes}
-    return bool(({node.op} | inner) & (OPERANDS.keys() | UNCOUNTED))
+    return bool(({node.op} | inner) & (OPERANDS.keys() | UNCOUNTED | RECURRENT))
 
 
 class _Bits:
     """How many bits a tensor's values have."""
 
-    def __init__(self, graph: gs.Graph) -> None:
-        self._recorded = _recorded_bits(graph)
+    def __init__(self, graph: gs.Graph, recorded: Mapping[str, int] | None = None) -> None:
+        self._recorded = recorded_bits(graph) if recorded is None else recorded
         self._weights: dict[str, int] = {}
         for node in graph.nodes:
             self._note_constant(node)
 
-    def of(self, node: gs.Node, factor: int) -> int:
-        """Of a constant, the bits recorded for it; else those of the type it is stored in."""
-        tensor = node.inputs[OPERANDS[node.op][factor]]
-        if bits := self._constant_bits(tensor) or self._renamed_bits(node, factor):
+    def inside(self, body: gs.Graph) -> _Bits:
+        """The same for the body of a node."""
+        return _Bits(body, self._recorded)
+
+    def of(self, node: gs.Node, index: int) -> int:
+        """Of input `index`, if constant, the bits recorded for it; else those of its type."""
+        tensor = node.inputs[index]
+        if bits := self._constant_bits(tensor) or self._renamed_bits(node, index):
             return bits
         maker = producer(tensor)
         while maker is not None and maker.op in MOVES:
@@ -224,13 +305,13 @@ class _Bits:
             maker = producer(tensor)
         return self._constant_bits(tensor) or type_bits(tensor.dtype)
 
-    def _renamed_bits(self, node: gs.Node, factor: int) -> int:
+    def _renamed_bits(self, node: gs.Node, index: int) -> int:
         """Of the weight of an integer-only graph, whose name is new: the width its values need.
 
         Every width recorded for the model is tried, the smallest first; 0 where none is recorded.
         A scale that is chosen per channel lets weights use all of their grid.
         """
-        values, offset = constant(node, factor), constant(node, factor + 2)
+        values, offset = constant(node, index), constant(node, index + 2)
         if node.op not in {"ConvInteger", "MatMulInteger"} or values is None:
             return 0
         zero_point = 0 if offset is None else int(offset.flat[0])
@@ -249,7 +330,12 @@ class _Bits:
         return self._recorded.get(tensor.name, 0) or self._weights.get(tensor.name, 0)
 
 
-def _recorded_bits(graph: gs.Graph) -> dict[str, int]:
+def recorded_bits(graph: gs.Graph) -> dict[str, int]:
+    """The metadata `BITS_KEY`: a weight tensor's name to the bits of its grid or codebook.
+
+    Raises:
+        IntqError: It is no such object.
+    """
     text = metadata(graph).get(BITS_KEY, "{}")
     try:
         return {str(name): int(bits) for name, bits in json.loads(text).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import click
@@ -33,9 +33,7 @@ def show_cost(
 ) -> None:
     """Report what a model costs, its bounds on a device, and its `layers` costliest products."""
     if as_json:
-        roofline = {"roofline": _roofline(bounds)} if bounds else {}
-        listed = {"layers": _listed(found, bounds, layers)} if layers else {}
-        print_json(asdict(run) | _counts(found) | roofline | listed)
+        print_json(asdict(run) | _to_dict(found, bounds, layers))
         return
     click.echo(f"parameters  {found.parameters / 1e6:.2f} M in {found.weight_bytes / 1e6:.2f} MB")
     click.echo(f"MACs        {found.macs / 1e9:.3f} G for {run}")
@@ -50,6 +48,25 @@ def show_cost(
         _show_layers(bounds, layers)
     elif layers:
         _show_nodes(found, layers)
+
+
+def show_costs(
+    parts: Mapping[str, tuple[Cost, Roofline | None]], run: Run, layers: int | None, as_json: bool
+) -> None:
+    """As `show_cost`, of several graphs by name."""
+    if as_json:
+        found = {part: _to_dict(*each, layers) for part, each in parts.items()}
+        print_json(asdict(run) | {"parts": found})
+        return
+    for part, (each, bounds) in parts.items():
+        click.echo(part)
+        show_cost(each, bounds, run, layers, as_json=False)
+
+
+def _to_dict(found: Cost, bounds: Roofline | None, layers: int | None) -> dict[str, object]:
+    roofline = {"roofline": _roofline(bounds)} if bounds else {}
+    listed = {"layers": _listed(found, bounds, layers)} if layers else {}
+    return _counts(found) | roofline | listed
 
 
 def _counts(found: Cost) -> dict[str, object]:

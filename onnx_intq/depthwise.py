@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from onnx_intq.depthwise_gradient import FEWEST, convolve
+
 
 def depthwise_conv1d(
     x: Tensor,
@@ -97,5 +99,17 @@ def _convolve(
         frames, before = F.pad(frames, (0, 0, before, after)), 0
     image = frames.contiguous().unsqueeze(1).permute(0, 3, 1, 2)
     filters = weight.unsqueeze(2)
-    y = F.conv2d(image, filters, bias, (1, stride), (0, before), groups=weight.shape[0])
+    if _has_slow_gradient(weight, stride, before):
+        y = convolve(image, filters, before)
+        y = y if bias is None else y + bias[:, None, None]
+    else:
+        y = F.conv2d(image, filters, bias, (1, stride), (0, before), groups=weight.shape[0])
     return y.permute(0, 2, 3, 1).squeeze(1)
+
+
+def _has_slow_gradient(weight: Tensor, stride: int, before: int) -> bool:
+    """Whether the filters are trained, and `depthwise_gradient` can help."""
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    trained = trained and not torch.is_autocast_enabled("cpu")  # bfloat16 is fast enough
+    fits = stride == 1 and before < weight.shape[2] >= FEWEST
+    return trained and fits and weight.dtype == torch.float32 and weight.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Word error rate of a CTC model on a manifest, and how far it departs from its float model.
+"""Word error rate of a model on a manifest, and how far it departs from its float model.
 
 Law: the result depends on the utterances alone, not on how they were cut into batches or shared
 among processes: `Evaluation` is a function of the hypotheses.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from onnx_intq.frontend import Frontend, speech_package
@@ -15,6 +16,8 @@ from onnx_intq.manifest import Utterance, read_manifest
 from onnx_intq.recognizer import Recognizer
 from onnx_intq.runtime import Model
 from onnx_intq.speech import features_of
+from onnx_intq.transducer_folder import is_folder
+from onnx_intq.transducer_recognizer import TransducerRecognizer
 from onnx_intq.transform import IntqError
 
 
@@ -81,39 +84,69 @@ def evaluate(
     labels: Sequence[str] | None = None,
     threads: int | None = None,
     batch_size: int = 1,
+    beam: int | None = None,
+    chunk: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Evaluation:
     """Transcribe a manifest with `model`, and with the float model `against`, and count errors.
 
     Args:
-        model: A float, QDQ or integer-only CTC model, or an engine file.
+        model: A float, QDQ or integer-only CTC model, an engine file, or an RNN-T's folder.
         manifest: Utterances with transcripts.
         against: A float model with the same front end and labels.
         frontend: In place of what `model` records.
         labels: The same, without the blank.
         threads: Threads per operator, None for all processors.
         batch_size: Utterances per run for models with a length input; others get one.
+        beam: Width of the beam, of RNN-Ts; None for greedy search.
+        chunk: Frames of features that an RNN-T's encoder gets at once; None for all.
         progress: Called after each batch with utterances done and utterances in all.
 
     Raises:
         IntqError: The manifest or its audio cannot be read or holds no transcripts, the model is
-            no such model, or jiwer is missing.
+            no such model, `beam` or `chunk` is given for others than RNN-Ts or out of range, or
+            jiwer is missing.
     """
     speech_package("jiwer")  # rather now than after an hour
     utterances = read_manifest(manifest)
     for utterance in utterances:
         _reference(utterance)
-    first = Recognizer(model, frontend=frontend, labels=labels, threads=threads)
+    search = partial(open_recognizer, threads=threads, beam=beam, chunk=chunk)
+    first = search(model, frontend=frontend, labels=labels)
     recognizers = [first]
     if against is not None:
-        recognizers.append(
-            Recognizer(against, frontend=first.frontend, labels=first.labels, threads=threads)
-        )
+        recognizers.append(search(against, frontend=first.frontend, labels=first.labels))
     return evaluation(transcribe(recognizers, utterances, batch_size=batch_size, progress=progress))
 
 
+def open_recognizer(
+    model: Model,
+    *,
+    frontend: Frontend | None = None,
+    labels: Sequence[str] | None = None,
+    threads: int | None = None,
+    beam: int | None = None,
+    chunk: int | None = None,
+) -> Recognizer | TransducerRecognizer:
+    """Load a CTC model, or an RNN-T if `model` is a folder; arguments as for `evaluate`.
+
+    Raises:
+        IntqError: As for these recognizers, or `beam` or `chunk` is given for a CTC model.
+    """
+    if isinstance(model, str | Path) and is_folder(model):
+        return TransducerRecognizer(
+            model, frontend=frontend, labels=labels, threads=threads, beam=beam, chunk=chunk
+        )
+    for option, value in (("beam", beam), ("chunk", chunk)):
+        if value is not None:
+            raise IntqError(
+                f"--{option} has no effect on CTC models; expected an RNN-T's folder; leave it out"
+            )
+    return Recognizer(model, frontend=frontend, labels=labels, threads=threads)
+
+
 def transcribe(
-    recognizers: Sequence[Recognizer],
+    recognizers: Sequence[Recognizer | TransducerRecognizer],
     utterances: Sequence[Utterance],
     *,
     batch_size: int = 1,

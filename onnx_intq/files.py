@@ -43,6 +43,22 @@ def read_text(path: str | Path) -> str:
         raise IntqError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
 
 
+def require_model_file(path: str | Path) -> None:
+    """Refuse the path of a model that is a folder, or nothing.
+
+    Raises:
+        IntqError: With what to do instead.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IntqError(
+            f"{path}: is a folder; expected an ONNX model; name a file in it, of an RNN-T such as "
+            f"{path / 'encoder.onnx'}"
+        )
+    if not path.is_file():
+        raise IntqError(f"{path}: no such file; expected an ONNX model; check the path")
+
+
 def read_structure(path: Path) -> onnx.ModelProto:
     """An ONNX file without its external data, and not checked.
 

@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cached_property
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -56,6 +56,40 @@ NO_EFFECT = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class FixedNormalization:
+    """Mean and deviation of each mel band, known beforehand: NeMo's `normalize` as a mapping.
+
+    What a frame becomes then depends on no later one, as streaming needs.
+
+    Raises:
+        IntqError: They are not as many of each, no numbers, or a deviation is not above 0.
+    """
+
+    fixed_mean: tuple[float, ...]
+    fixed_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = [*self.fixed_mean, *self.fixed_std]
+        numbers = all(_is_finite(v) for v in values)
+        as_many = len(self.fixed_mean) == len(self.fixed_std) > 0
+        if not numbers or not as_many or min(self.fixed_std) <= 0:
+            expected = "numbers, as many of each, deviations above 0"
+            raise _invalid("normalize", asdict(self), expected)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> FixedNormalization:
+        """From a mapping with these two keys.
+
+        Raises:
+            IntqError: It has others, or they hold something else.
+        """
+        lists = {k: tuple(v) for k, v in settings.items() if isinstance(v, list | tuple)}
+        if set(lists) != {"fixed_mean", "fixed_std"} or len(lists) != len(settings):
+            raise _invalid("normalize", dict(settings), "lists fixed_mean and fixed_std")
+        return cls(**lists)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frontend:
     """Settings of the front end; names (but `RENAMED`) and defaults of NeMo's preprocessor.
 
@@ -72,7 +106,8 @@ class Frontend:
         mel_norm: "slaney" for filters of unit area, None for unit peak.
         log_zero_guard_type: Whether the guard is added before the logarithm or is a lower bound.
         log_zero_guard_value: The guard, in units of power.
-        normalize: "per_feature" (each mel band to mean 0, deviation 1), "all_features" or None.
+        normalize: "per_feature" (each mel band to mean 0, deviation 1), "all_features", fixed means
+            and deviations of each mel band, or None.
 
     Raises:
         IntqError: A setting has the wrong type or is out of range.
@@ -90,7 +125,7 @@ class Frontend:
     mel_norm: str | None = "slaney"
     log_zero_guard_type: str = "add"
     log_zero_guard_value: float = 2**-24
-    normalize: str | None = "per_feature"
+    normalize: str | FixedNormalization | None = "per_feature"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -108,7 +143,7 @@ class Frontend:
             ("mel_norm", self.mel_norm in {"slaney", None}, "slaney or null"),
             ("log_zero_guard_type", self.log_zero_guard_type in {"add", "clamp"}, "add or clamp"),
             ("log_zero_guard_value", self.log_zero_guard_value > 0, "a value above 0"),
-            ("normalize", self.normalize in NORMALIZE, "per_feature, all_features or null"),
+            ("normalize", self._normalizes(), "per_feature, all_features, fixed values or null"),
         ):
             if not holds:
                 raise _invalid(field, getattr(self, field), expected)
@@ -121,6 +156,11 @@ class Frontend:
             infinite = isinstance(value, float) and not math.isfinite(value)
             if infinite or isinstance(value, bool) or not isinstance(value, wanted):
                 raise _invalid(field.name, value, str(field.type).replace("None", "null"))
+
+    def _normalizes(self) -> bool:
+        if isinstance(self.normalize, FixedNormalization):
+            return len(self.normalize.fixed_mean) == self.features
+        return self.normalize in NORMALIZE
 
     @property
     def win_length(self) -> int:
@@ -171,6 +211,8 @@ class Frontend:
                 raise IntqError(f"front end has no setting {key!r}; expected some of: {expected}")
         if chosen.get("normalize") in ("NA", "", False):
             chosen["normalize"] = None
+        if isinstance(fixed := chosen.get("normalize"), Mapping):
+            chosen["normalize"] = FixedNormalization.from_settings(fixed)
         return cls(**chosen)
 
     @classmethod
@@ -253,9 +295,13 @@ def _power_spectrum(samples: Floats, frontend: Frontend) -> Floats:
     return power
 
 
-def _normalize(features: Floats, kind: str | None) -> Floats:
+def _normalize(features: Floats, kind: str | FixedNormalization | None) -> Floats:
     if kind is None:
         return features
+    if isinstance(kind, FixedNormalization):
+        mean, std = (np.array(v, np.float32)[:, np.newaxis] for v in astuple(kind))
+        scaled: Floats = (features - mean) / std
+        return scaled
     axis = 1 if kind == "per_feature" else None
     count = features.shape[1] if kind == "per_feature" else features.size
     exact = features.astype(np.float64)
@@ -263,6 +309,10 @@ def _normalize(features: Floats, kind: str | None) -> Floats:
     variance = np.square(exact).sum(axis=axis, keepdims=True) / max(1, count - 1)
     normalized: Floats = (exact / (np.sqrt(variance) + STD_GUARD)).astype(np.float32)
     return normalized
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
 
 
 def _invalid(setting: str, value: object, expected: str) -> IntqError:

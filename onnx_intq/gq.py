@@ -26,7 +26,7 @@ from onnx_intq.codebook import CodedWeight, code
 from onnx_intq.straight_through import LARGEST, nearest
 from onnx_intq.weight_quantizer import WeightQuantizer
 
-SOFT = 0.3
+SOFT = 0.1
 """Share of the training in which weights are mixtures of centroids."""
 SHARPNESS = (4.0, 200.0)
 """One over the temperature, at the start and at the end of the soft part, in squared gaps."""

@@ -20,9 +20,10 @@ from onnx_intq.files import data_path, read_structure
 from onnx_intq.files import file_bytes as file_bytes
 from onnx_intq.files import first_line as first_line
 from onnx_intq.files import read_text as read_text
+from onnx_intq.files import require_model_file as require_model_file
 from onnx_intq.files import sha256 as sha256
 from onnx_intq.files import write_atomically as write_atomically
-from onnx_intq.hollow import Hollow, hollow, hollowed
+from onnx_intq.hollow import Hollow, hollow, hollowed, is_empty
 from onnx_intq.hollow import bare_model as bare_model
 from onnx_intq.transform import IntqError
 
@@ -60,8 +61,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         IntqError: As for `load`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise IntqError(f"{path}: no such file; expected an ONNX model; check the path")
+    require_model_file(path)
     model = read_structure(path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
@@ -106,9 +106,10 @@ def _graph_from_hollow(hollow: Hollow) -> gs.Graph:
     graph = gs.import_onnx(model)
     # A reference to any part of a ModelProto keeps all of it in memory.
     graph.import_domains = copy.deepcopy(list(graph.import_domains))
-    for name, tensor in graph.tensors().items():
-        if name in hollow.weights:
-            tensor.values = hollow.weights[name]
+    for sub in subgraphs(graph):  # bodies may read weights that no other node reads
+        for name, tensor in sub.tensors().items():
+            if name in hollow.weights and is_empty(tensor):
+                tensor.values = hollow.weights[name]
     graph.intq_metadata = {p.key: p.value for p in model.metadata_props}
     for number, sub in enumerate(subgraphs(graph)):
         _lift_constants(sub)

@@ -28,6 +28,8 @@ LENGTH_DELIMITED = 2
 """Protobuf's wire type of bytes and messages."""
 PLAIN = frozenset("?bBhHiIlLqQefd")
 """NumPy's types whose bytes are those of ONNX's raw data."""
+BELOW_BYTE = frozenset({"int4", "uint4", "int2", "uint2"})
+"""Types of which ONNX stores several in a byte, and NumPy one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Hollow:
 
 def hollow(graph: gs.Graph) -> Hollow:
     """Export `graph`, which must be sorted, without copying its large weights."""
-    with _emptied(graph) as weights:
+    with _packed(graph), _emptied(graph) as weights:
         return Hollow(gs.export_onnx(graph), weights)
 
 
@@ -144,6 +146,12 @@ def is_hollow(tensor: onnx.TensorProto) -> bool:
     )
 
 
+def is_empty(tensor: gs.Tensor) -> bool:
+    """Whether a tensor imported from a hollow model is one whose values are apart."""
+    values = vars(tensor).get("_values")
+    return isinstance(values, LazyValues) and is_hollow(values.tensor)
+
+
 @contextmanager
 def _emptied(graph: gs.Graph) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """While it lasts, the graph's own large constants have no values."""
@@ -157,6 +165,31 @@ def _emptied(graph: gs.Graph) -> Iterator[dict[str, npt.NDArray[Any]]]:
     finally:
         for tensor, values in kept:
             tensor.values = values
+
+
+@contextmanager
+def _packed(graph: gs.Graph) -> Iterator[None]:
+    """While it lasts, constants of less than a byte per value are as in a file, bodies included.
+
+    graphsurgeon (0.6.1) keeps such a constant as it was read, but cannot pack one.
+    """
+    graphs = [graph, *graph.subgraphs(recursive=True)]
+    found = {id(t): t for g in graphs for t in g.tensors().values() if _is_below_byte(t)}.values()
+    kept = [(tensor, tensor.values) for tensor in found]
+    try:
+        for tensor, values in kept:
+            tensor.values = LazyValues(onnx.numpy_helper.from_array(values, tensor.name))
+        yield
+    finally:
+        for tensor, values in kept:
+            tensor.values = values
+
+
+def _is_below_byte(tensor: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Constant):
+        return False
+    found = vars(tensor)["_values"]  # as `tensor.values` reads what is still in a file
+    return isinstance(found, np.ndarray) and found.dtype.name in BELOW_BYTE
 
 
 def _is_large(tensor: gs.Tensor) -> bool:

@@ -55,7 +55,9 @@ def _is_private(model: gs.Graph, q: gs.Tensor, grid: Operand) -> bool:
 
 def _only_left_of_products(q: gs.Tensor) -> bool:
     found = list(_uses(q))
-    return bool(found) and all(n.op in {"MatMul", "Gemm"} and index == 0 for n, index in found)
+    return bool(found) and all(
+        n.op in {"MatMul", "Gemm", "LSTM"} and index == 0 for n, index in found
+    )
 
 
 def _uses(tensor: gs.Tensor) -> Iterator[tuple[gs.Node, int]]:
@@ -64,5 +66,5 @@ def _uses(tensor: gs.Tensor) -> Iterator[tuple[gs.Node, int]]:
         if node.op in qdq.QDQ or carries(node, tensor):
             for output in node.outputs:
                 yield from _uses(output)
-        elif node.op in WEIGHTED:
+        elif node.op in WEIGHTED or node.op == "LSTM":
             yield node, next(i for i, t in enumerate(node.inputs) if t is tensor)

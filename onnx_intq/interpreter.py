@@ -69,7 +69,7 @@ class Interpreter:
         return self._program.run(feeds)
 
     def run_all(self, feeds: Batch) -> dict[str, npt.NDArray[Any]]:
-        """Every tensor by name, as `tensors` lists them; those inside bodies of If are left out.
+        """Every tensor by name, as `tensors` lists them; without those of bodies.
 
         Raises:
             IntqError: As for `run`.

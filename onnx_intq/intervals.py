@@ -6,8 +6,9 @@ among the risks, or is a Cast that wraps all its values by the same number, so t
 order. What onnxruntime computes wrongly is a risk, too.
 
 A risk is no proof of an overflow: but for a few relations, intervals do not see that operands
-depend on each other, such as that a square root's square is at most its argument. The inputs of
-Loop and Scan bodies, and what comes out of them, may be anything their type holds.
+depend on each other, such as that a square root's square is at most its argument. What the body of
+a Scan carries over from step to step may be anything its type holds, which therefore holds at every
+step; so may the inputs of a Loop's body, and what comes out of it.
 """
 
 from __future__ import annotations
@@ -96,16 +97,20 @@ class _Found:
     risks: list[Risk] = field(default_factory=list)
 
     def graph(self, graph: gs.Graph) -> None:
-        self.whole_type(graph.inputs)
+        self.whole_type(t for t in graph.inputs if id(t) not in self.known)
         for node in graph.nodes:
             for tensor in node.inputs:
                 if isinstance(tensor, gs.Constant) and limits(tensor) and tensor.values.size:
                     self.known[id(tensor)] = of_constant(tensor.values)
             bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+            if node.op == "Scan":
+                self.scanned(node)
             for body in bodies:
                 self.graph(body)
             if node.op == "If":
                 self.joined(node, bodies)
+            elif node.op == "Scan":
+                self.collected(node)
             elif bodies:
                 self.whole_type(node.outputs)
             else:
@@ -149,6 +154,24 @@ class _Found:
             known = [each for each in results if each]
             if len(known) == len(branches) == 2:
                 self.known[id(tensor)] = union(*(each.hull() for each in known))
+
+    def scanned(self, node: gs.Node) -> None:
+        """A slice of what is scanned lies within the bounds of the whole."""
+        inputs = zip(node.attrs["body"].inputs, node.inputs, strict=True)
+        for inner, outer in list(inputs)[-node.attrs["num_scan_inputs"] :]:
+            if limits(inner) and id(outer) in self.known:
+                self.known[id(inner)] = self.known[id(outer)].hull()
+
+    def collected(self, node: gs.Node) -> None:
+        """A Scan gives what its body gave, or, after no step, the states it began with."""
+        self.whole_type(node.outputs)
+        results = zip(node.outputs, node.attrs["body"].outputs, strict=True)
+        states = len(node.inputs) - node.attrs["num_scan_inputs"]
+        for index, (outer, inner) in enumerate(results):
+            held = [inner, *node.inputs[index : index + 1]] if index < states else [inner]
+            if limits(outer) and all(id(tensor) in self.known for tensor in held):
+                boxes = [self.known[id(tensor)].hull() for tensor in held]
+                self.known[id(outer)] = union(*boxes)
 
     def whole_type(self, tensors: Iterable[gs.Tensor]) -> None:
         for tensor in tensors:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from onnx_intq.transform import Pass
 
 FILE = click.Path(path_type=Path)
-WEIGHT_BITS = {str(bits): bits for bits in range(2, 9)}
 TARGETS = click.Choice(["ort", "tensorrt"])
 
 OBSERVER = "mse"
@@ -105,22 +104,23 @@ class Overrides:
     bits: tuple[tuple[str, int], ...]
 
 
-def split_overrides(texts: tuple[str, ...]) -> Overrides:
-    """Read `NODES=float`, `NODES=a16` and `NODES=BITS` options.
+def split_overrides(texts: tuple[str, ...], smallest: int = 2) -> Overrides:
+    """Read `NODES=float`, `NODES=a16` and `NODES=BITS` options, of `smallest` to 8 bits.
 
     Raises:
         IntqError: An option is none of these.
     """
+    widths = {str(bits): bits for bits in range(smallest, 9)}
     pairs = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
     for text, (pattern, value) in zip(texts, pairs, strict=True):
-        if not pattern or value not in {"float", "a16", *WEIGHT_BITS}:
+        if not pattern or value not in {"float", "a16", *widths}:
             raise IntqError(
-                f"--override {text!r}; expected NODES=BITS, 2..8, NODES=a16 or NODES=float"
+                f"--override {text!r}; expected NODES=BITS, {smallest}..8, NODES=a16 or NODES=float"
             )
     return Overrides(
         keep=tuple(pattern for pattern, value in pairs if value == "float"),
         wide=tuple(pattern for pattern, value in pairs if value == "a16"),
-        bits=tuple((p, WEIGHT_BITS[value]) for p, value in pairs if value in WEIGHT_BITS),
+        bits=tuple((p, widths[value]) for p, value in pairs if value in widths),
     )
 
 

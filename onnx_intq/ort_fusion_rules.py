@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_intq.coded_weights import is_weight_only
 from onnx_intq.graph import constant, sole_consumer, subgraphs
 from onnx_intq.placement import FUSED, WEIGHTED
 from onnx_intq.qdq import (
@@ -37,9 +38,25 @@ BIAS_TOLERANCE = 0.01
 
 
 def quantized_on_one_side(graph: gs.Graph) -> Iterator[Finding]:
-    """Both inputs are quantized, or none; some float weights onnxruntime rounds by itself."""
+    """Both inputs are quantized, or none; some float weights onnxruntime rounds by itself.
+
+    Models of which the weights alone are integers are made so to be small: see `weights_only`.
+    """
+    if is_weight_only(graph):
+        return
     for node, tensor in half_quantized(graph):
         yield one_sided(node, tensor)
+
+
+def weights_only(graph: gs.Graph) -> Iterator[Finding]:
+    """Not only the weights are integers, for then the operators compute in float."""
+    if is_weight_only(graph):
+        count = sum(1 for _ in nodes(graph, DEQUANTIZE))
+        yield (
+            "model",
+            f"{count} weights are integers and all else is float: a small file, which computes in "
+            "float; expected quantized activations, to compute in integers; quantize it",
+        )
 
 
 def unfused(graph: gs.Graph) -> Iterator[Finding]:
@@ -157,3 +174,5 @@ RULES: tuple[Rule, ...] = (
     Rule("unfused", unfused),
     Rule("bias", bias_scale),
 )
+"""What keeps operators from integers."""
+WARNINGS: tuple[Rule, ...] = (Rule("weights-only", weights_only),)

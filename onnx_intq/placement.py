@@ -19,12 +19,12 @@ from onnx_intq.transform import IntqError
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 """Operators whose second input is usually a constant weight."""
-CANDIDATES = WEIGHTED | {"Add"}
+CANDIDATES = WEIGHTED | {"Add", "LSTM"}
 """Operators that are quantized, or named with the reason why not."""
 QUANTIZABLE = {
     "ort": CANDIDATES - {"ConvTranspose"},
     "integer": CANDIDATES - {"ConvTranspose"},
-    "tensorrt": CANDIDATES,
+    "tensorrt": CANDIDATES - {"LSTM"},
 }
 """Operators that run on int8 inputs, per target."""
 EXACT = {"Add", "Sub", "LayerNormalization", "Softmax"}
@@ -76,6 +76,7 @@ def plan(
     floats: Mapping[str, str] | None = None,
     *,
     tables: bool = False,
+    scores: Collection[str] = (),
 ) -> Plan:
     """Decide what to quantize for `target` ("ort", "integer" or "tensorrt").
 
@@ -86,6 +87,8 @@ def plan(
         keep: Glob patterns of node names that stay float.
         floats: Further nodes that stay float: name -> the reason.
         tables: For target "integer": functions will be tables, of 8-bit arguments.
+        scores: Names of results that are compared with each other, for which 8 bits are too few:
+            they stay float, and `complete_qdq` gives them 16.
 
     Raises:
         IntqError: Unknown target, or quantizable nodes inside If, Loop or Scan bodies.
@@ -107,7 +110,7 @@ def plan(
     if target == "tensorrt":
         _choose_inputs(graph, found)
     else:
-        _choose_both_sides(rules, found, tables=tables)
+        _choose_both_sides(rules, found, scores, tables=tables)
     return found
 
 
@@ -236,10 +239,13 @@ class _Rules:
         return ""
 
 
-def _choose_both_sides(rules: _Rules, found: Plan, *, tables: bool) -> None:
+def _choose_both_sides(
+    rules: _Rules, found: Plan, scores: Collection[str], *, tables: bool
+) -> None:
     """For onnxruntime: inputs and results of the nodes."""
     for node in found.nodes:
         float_ = rules.stays_float(node) or rules.is_read_in_float(node, tables=tables)
+        float_ = float_ or node.op == "LSTM" or rules.result(node).name in scores
         results = [] if float_ else [rules.result(node)]
         found.integers |= {t.name for t in results}
         found.tensors |= {t.name: t for t in (*activations(node), *results)}
@@ -262,7 +268,8 @@ def _choose_inputs(graph: gs.Graph, found: Plan) -> None:
 
 def activations(node: gs.Node) -> list[gs.Tensor]:
     """The factors or addends of a node that are computed at run time."""
-    return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
+    factors = node.inputs[:1] if node.op == "LSTM" else node.inputs[:2]
+    return [t for t in factors if not isinstance(t, gs.Constant)]
 
 
 def _is_integer(node: gs.Node) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 import onnx_intq
+from onnx_intq.coded_weights import load_coded
 from onnx_intq.graph import (
     check_output,
     convert_opset,
@@ -50,6 +51,11 @@ from onnx_intq.transform import (
 )
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
 
+
+class NothingQuantizedError(IntqError):
+    """The passes should quantize, and found nothing to."""
+
+
 QDQ_OPSET = 13
 """Oldest opset with scales per channel."""
 
@@ -86,7 +92,7 @@ def quantize(
     """
     check_output(output, model, source.ranges, source.data)
     clock = _Clock()
-    graph = load(model)
+    graph, coded = load_coded(model)
     _check(graph, passes)
     same = _started(graph, source)
     if _quantizes(passes):  # before data is made: what cannot be converted is refused at once
@@ -96,7 +102,7 @@ def quantize(
     supply = Supply(
         source=source, original=original, passes=passes, observer=observer, bar=bar, lap=clock.lap
     )
-    ctx = Context(facts=known_facts(graph))
+    ctx = Context(facts=known_facts(graph), coded=coded)
     check_order(passes, ctx.facts | supply.facts())  # before data is made
     clock.lap("load")
     reports = _run_parts(supply, graph, ctx, hooks, allow_bn=allow_bn)
@@ -174,13 +180,22 @@ def run_recipe(
     return reports, drifts
 
 
-def prepared(model: Path) -> gs.Graph:
+def prepared(model: Path, *, all_float: bool = False) -> gs.Graph:
     """The float model as it is calibrated: constants and BatchNorms folded, identities gone.
+
+    Args:
+        model: ONNX.
+        all_float: Refuse weights that are on grids or codebooks, too.
 
     Raises:
         IntqError: Bad input.
     """
-    graph = load(model)
+    graph, coded = load_coded(model)
+    if all_float and coded:
+        raise IntqError(
+            f"{model}: its weights are integers already; expected a float model; start from the "
+            "file it was made of"
+        )
     require_float(graph)
     convert_opset(graph, QDQ_OPSET)
     run(graph, parse(PREPARE), Context())
@@ -255,12 +270,13 @@ def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
 
 
 def is_quantized(model: Path) -> bool:
-    """Whether a file holds Q/DQ nodes.
+    """Whether a file holds Q/DQ nodes, and not for its weights alone.
 
     Raises:
         IntqError: It is no ONNX file.
     """
-    return any(node.op in QDQ for node in load(model).nodes)
+    graph, _ = load_coded(model)
+    return any(node.op in QDQ for node in graph.nodes)
 
 
 def _run_parts(
@@ -292,7 +308,7 @@ def _counted(graph: gs.Graph, passes: Sequence[Pass], reports: Sequence[Report])
     left = [entry for r in reports if "quantized" in r.spec.gives for entry in r.skipped]
     quantized = quantized_nodes(graph, {name for name, _ in left})
     if _quantizes(passes) and not quantized:
-        raise IntqError(describe_nothing(left))
+        raise NothingQuantizedError(describe_nothing(left))
     return quantized
 
 

@@ -26,6 +26,7 @@ LOWER = (
     "integerize_conv({cpu})",
     "integerize_conv_transpose",
     "integerize_matmul({cpu})",
+    "integerize_lstm({mode}, {cpu})",
     "integerize_nonlinear({mode})",
     "integerize_softmax({mode})",
     "integerize_layer_norm({mode})",
@@ -67,6 +68,7 @@ def pipeline(
     cpu: str = "any",
     quantized: bool = False,
     boost: Sequence[str] = (),
+    scores: Sequence[str] = (),
 ) -> list[Pass]:
     """The passes that turn a float model into one for `target`, preparation included.
 
@@ -84,6 +86,7 @@ def pipeline(
         cpu: "any" or "vnni"; target "integer" only.
         quantized: The model has Q/DQ nodes already; target "integer" only. Without boosters.
         boost: Of `BOOSTERS`, in any order: for all of them feeds are needed, ranges are not enough.
+        scores: Results that are compared with each other: see `placement.plan`.
 
     Raises:
         IntqError: Unknown target or booster; or for target integer, float nodes or float nonlinear
@@ -97,7 +100,7 @@ def pipeline(
     compensate = weight_bits <= FEW_BITS
     weights = _joined(
         "" if target == "integer" else STORE,
-        f"quantize_weights({options})",
+        f"quantize_weights({options}, recurrent={target == 'tensorrt'})",
         f"round_weights(compensate={compensate})" if "round_weights" in boost else "",
         "correct_bias" if "correct_bias" in boost else "",
     )
@@ -108,7 +111,8 @@ def pipeline(
     activations = _joined(
         f"equalize({scheme}, bits={weight_bits}, shift={SHIFT})" if "equalize" in boost else "",
         chosen if mixed or "choose_grids" in boost else "",
-        f"insert_qdq({scheme}, bits={activation_bits}, {kept}, wide={tuple(wide)!r}, {tables})",
+        f"insert_qdq({scheme}, bits={activation_bits}, {kept}, wide={tuple(wide)!r}, {tables}, "
+        f"scores={tuple(scores)!r})",
     )
     if target == "ort" or (target == "tensorrt" and nonlinear == FLOAT):
         return parse(f"{PREPARE}, {activations}, {weights}")
@@ -121,6 +125,32 @@ def pipeline(
     lowering = ", ".join(LOWER).format(**modes)  # patterns of names may hold braces
     completion = f"{COMPLETE.format(**modes)}, {weights}"
     return parse(f"{start}, {completion}, {lowering}, integerize_boundary(io={io!r})")
+
+
+def compression(
+    bits: int | None = None,
+    *,
+    kind: str = "lloyd",
+    keep: Sequence[str] = (),
+    overrides: Sequence[tuple[str, int]] = (),
+    boost: bool = False,
+) -> str:
+    """The passes that `compress` runs, as text; for a float model, behind `PREPARE`.
+
+    Args:
+        bits: Of the weights; None where they are integers already.
+        kind: Of codebook.
+        keep: Glob patterns of nodes whose weights stay float.
+        overrides: (glob pattern, bits) pairs; the last that matches a node wins.
+        boost: Choose roundings and biases by data.
+    """
+    options = f"bits={bits}, kind={kind!r}, keep={tuple(keep)!r}, overrides={tuple(overrides)!r}"
+    return _joined(
+        "" if bits is None else f"quantize_codebook({options})",
+        f"round_weights(compensate={bits is not None and bits <= FEW_BITS})" if boost else "",
+        "correct_bias" if boost else "",
+        "pack_weights",
+    )
 
 
 def _joined(*passes: str) -> str:

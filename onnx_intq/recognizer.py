@@ -48,8 +48,8 @@ class Recognizer:
         """
         self._session = RealSession(model, threads=threads)
         metadata = self._session.metadata
-        self.frontend = frontend or Frontend.from_json(_recorded(metadata, FRONTEND_KEY))
-        self.labels = tuple(labels or labels_from_json(_recorded(metadata, LABELS_KEY)))
+        self.frontend = frontend or recorded_frontend(metadata)
+        self.labels = tuple(labels or recorded_labels(metadata))
         self._takes_lengths = any(spec.is_lengths for spec in self._session.inputs)
 
     def transcribe(self, features: Sequence[Floats]) -> list[str]:
@@ -95,6 +95,24 @@ def _encoded_lengths(
             return [int(value) for value in values]
     stride = max(1, round(max(lengths) / log_probs.shape[1]))
     return [-(-length // stride) for length in lengths]
+
+
+def recorded_frontend(metadata: Mapping[str, str]) -> Frontend:
+    """The front end that a model's metadata holds.
+
+    Raises:
+        IntqError: They hold none, or an invalid one.
+    """
+    return Frontend.from_json(_recorded(metadata, FRONTEND_KEY))
+
+
+def recorded_labels(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The labels, without the blank, that a model's metadata holds.
+
+    Raises:
+        IntqError: They hold none, or invalid ones.
+    """
+    return labels_from_json(_recorded(metadata, LABELS_KEY))
 
 
 def _recorded(metadata: Mapping[str, str], key: str) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from onnx_intq.feeds import Batch, TensorSpec, check
-from onnx_intq.graph import PROTOBUF_LIMIT, first_line
+from onnx_intq.graph import PROTOBUF_LIMIT, first_line, require_model_file
 from onnx_intq.hollow import Hollow
 from onnx_intq.transform import IntqError
 
@@ -210,8 +210,10 @@ def _require_exact(model: Model, name: str) -> None:
 
     onnxruntime's setting for exact products replaces int8 constants alone.
     """
-    for node in _structure(model).graph.node:
-        if node.op_type in {"ConvInteger", "MatMulInteger"} and _is_mixed(node, model):
+    graph = _structure(model).graph
+    constants = _constants(graph)
+    for node in graph.node:
+        if node.op_type in {"ConvInteger", "MatMulInteger"} and _is_mixed(node, graph, constants):
             raise IntqError(
                 f"{name}: {node.op_type} {node.name!r} multiplies uint8 by int8 activations, which "
                 "this processor (x86 without VNNI) gets wrong; expected a model for any processor; "
@@ -219,13 +221,22 @@ def _require_exact(model: Model, name: str) -> None:
             )
 
 
-def _is_mixed(node: onnx.NodeProto, model: Model) -> bool:
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Initializers, and what is made of them alone, such as weights that are packed."""
+    found = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.input and all(name in found or not name for name in node.input):
+            found.update(node.output)
+    return found
+
+
+def _is_mixed(node: onnx.NodeProto, graph: onnx.GraphProto, constants: set[str]) -> bool:
     """Whether a product's zero points, which our models always give, have the two types."""
-    found = {t.name: t.data_type for t in _structure(model).graph.initializer}
+    found = {t.name: t.data_type for t in graph.initializer}
     kinds = {found.get(name) for name in node.input[2:4]}
     activation = node.input[0 if node.op_type == "ConvInteger" else 1]
     int8, uint8 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
-    return kinds == {int8, uint8} and activation not in found
+    return kinds == {int8, uint8} and activation not in constants
 
 
 def _structure(model: Model) -> onnx.ModelProto:
@@ -256,8 +267,7 @@ def _options(threads: int | None, *, optimize: bool) -> Any:
 
 def _create(model: Model, options: Any) -> Any:
     if isinstance(model, str | Path):
-        if not Path(model).is_file():
-            raise IntqError(f"{model}: no such file; expected an ONNX model; check the path")
+        require_model_file(model)
         return _load(str(model), options, str(model))
     if isinstance(model, bytes):
         return _load(model, options, "model")

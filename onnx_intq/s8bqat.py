@@ -28,9 +28,11 @@ class RegularizedQuantizer(WeightQuantizer):
 
     Attributes:
         levels: The centroids in steps, float32 [K], ascending.
+        steps: How many steps of the optimizer there were, int64 [].
     """
 
     levels: Tensor
+    steps: Tensor
 
     def __init__(self, weight: npt.NDArray[np.float32], axis: int | None, bits: int) -> None:
         """Find the centroids of a float weight."""
@@ -39,7 +41,7 @@ class RegularizedQuantizer(WeightQuantizer):
         self.log_scale.requires_grad_(False)
         levels = np.unique(start.stored).astype(np.float32)
         self.register_buffer("levels", torch.from_numpy(levels))
-        self._steps = 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, progress: float, /) -> Tensor:
         """The weight as it is; at the end its nearest centroid."""
@@ -55,8 +57,8 @@ class RegularizedQuantizer(WeightQuantizer):
 
     def after_step(self, progress: float) -> None:
         """Compress the weights now and then, at last always."""
-        self._steps += 1
-        if progress >= LAST or self._steps % COMPRESSED_EVERY == 0:
+        self.steps += 1
+        if progress >= LAST or self.steps % COMPRESSED_EVERY == 0:
             with torch.no_grad():
                 self.latent.copy_(nearest(self.latent.detach(), self.levels))
 

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq.frontend import Frontend
 from onnx_intq.graph import bare_model, first_line, hollow_from_graph, metadata
+from onnx_intq.segments import reads
 from onnx_intq.shape_arithmetic import infer_shapes, static_shapes
 from onnx_intq.speech import FRONTEND_KEY
 from onnx_intq.transform import IntqError
@@ -67,6 +68,21 @@ def infer(graph: gs.Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
             "expected shapes it can run; change --seconds or --shapes"
         ) from error
     return static_shapes(model)
+
+
+def infer_body(body: gs.Graph, node: gs.Node, known: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes within the body of a node, as far as they follow from `known`.
+
+    Args:
+        body: Of `node`.
+        node: Whose outer tensors count as inputs of the body.
+        known: Shapes of the body's inputs and of outer tensors.
+    """
+    alone = body.copy()
+    outer = [t for t in reads(node) if t.name in alone.tensors()]
+    given = {t.name for t in alone.inputs}
+    alone.inputs += [alone.tensors()[t.name] for t in outer if t.name not in given]
+    return infer(alone, known)
 
 
 def _checked(graph: gs.Graph, name: str, shape: Sequence[int]) -> Shape:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -19,7 +19,7 @@ from onnx_intq.progress import Tick
 from onnx_intq.ranges import Ranges
 from onnx_intq.samples import specs
 from onnx_intq.speech import FRONTEND_KEY
-from onnx_intq.transform import IntqError
+from onnx_intq.transform import IntqError, Range
 
 Bar = Callable[[str], AbstractContextManager[Tick]]
 """Makes a progress bar with a title."""
@@ -36,6 +36,7 @@ class Source:
         seed: Of the synthetic data.
         frontend: For a manifest, where the model does not record one.
         device: For synthesis.
+        fixed: Ranges of tensors that are known beforehand, in place of what is seen of them.
 
     Raises:
         IntqError: Both ranges and data are given.
@@ -47,6 +48,7 @@ class Source:
     seed: int = 0
     frontend: Frontend | None = None
     device: str = "cpu"
+    fixed: Mapping[str, Range] = field(default_factory=dict[str, Range])
 
     def __post_init__(self) -> None:
         if self.ranges is not None and self.data is not None:
@@ -67,7 +69,9 @@ class Source:
         if self.ranges is not None:
             return ranges_file.read(self.ranges)
         with bar("calibrate") as tick:
-            return calibrate(graph, batches, observer=observer or OBSERVER, progress=tick)
+            found = calibrate(graph, batches, observer=observer or OBSERVER, progress=tick)
+        fixed = {n: dict.fromkeys(found.tensors[n], limits) for n, limits in self.fixed.items()}
+        return replace(found, tensors={**found.tensors, **fixed})
 
     def real(self, graph: gs.Graph) -> Iterable[Batch]:
         """The feeds found at `data`."""

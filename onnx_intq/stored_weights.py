@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,13 @@ class StoredWeight:
         layer: The product that reads it.
         target: The float weight in steps of its grid, [groups, outputs, taps].
         top: The grid is -top .. top.
+        levels: The integers of a codebook, ascending; None on a grid, where there are all.
     """
 
     layer: Layer
     target: Float32
     top: int
+    levels: Float32 | None = None
 
     @property
     def integers(self) -> Float32:
@@ -43,6 +46,15 @@ class StoredWeight:
     def kernels(self) -> int:
         """Of how many kernels, one per input channel, a row consists."""
         return int(self.target.shape[-1] // math.prod(self.layer.float_weight.shape[2:]))
+
+    def bounds(self, chunk: slice) -> Float32:
+        """The allowed integers on either side of the target, for some taps: [2, *target.shape]."""
+        target = self.target[..., chunk]
+        if self.levels is None:
+            return np.stack([np.floor(target), np.ceil(target)]).clip(-self.top, self.top)
+        above = np.searchsorted(self.levels, target)
+        sides = np.stack([above - (self.levels.take(above, mode="clip") != target), above])
+        return self.levels.take(sides, mode="clip")
 
     def store(self, integers: Float32) -> bool:
         """Store other integers, the shape of `target`; return whether any differs."""
@@ -67,13 +79,25 @@ def roundable(model: gs.Graph, ctx: Context) -> list[StoredWeight]:
         why = reason_against(layer.node, layer.float_weight)
         if id(layer.stored) in seen:
             why = "shares its weight with a node before"
+        if (layer.name, layer.index) in ctx.coded:
+            why = "has a weight that came quantized, and stays as it is"
         seen.add(id(layer.stored))
         if why:
             ctx.skip(layer.node, why)
         else:
             top = weight_grid(widths.get(layer.stored.name, 8)).high
-            found.append(StoredWeight(layer=layer, target=_in_steps(layer), top=top))
+            levels = codebook(layer.stored.values, top)
+            found.append(StoredWeight(layer=layer, target=_in_steps(layer), top=top, levels=levels))
     return found
+
+
+def codebook(stored: npt.NDArray[Any], top: int) -> Float32 | None:
+    """The distinct integers, ascending, of a constant that does not lie on -top .. top, else None.
+
+    Codebooks use all of int8, whatever their bits.
+    """
+    found = np.unique(stored).astype(np.float32)
+    return found if np.abs(found).max(initial=0) > top else None
 
 
 def require_reference(ctx: Context) -> gs.Graph:

@@ -13,13 +13,15 @@ from torch import Tensor
 
 LARGEST = 127
 """Levels and weights are held in int8, -128 left out: a symmetric grid."""
+FINE = 16
+"""Places looked at per step of int8: levels near zero lie only a few steps apart."""
 
 
 def nearest(latent: Tensor, levels: Tensor) -> Tensor:
     """Each value's level; its gradient goes to that level and, inside the levels, to the value.
 
     Args:
-        latent: Any shape; rounded to whole numbers first, which makes of the search a table.
+        latent: Any shape; rounded to 1/16 first, which makes of the search a table.
         levels: Whole numbers in float32 [K], ascending, within -127..127.
     """
     result: Tensor = _Nearest.apply(latent, levels)  # type: ignore[no-untyped-call]
@@ -27,12 +29,13 @@ def nearest(latent: Tensor, levels: Tensor) -> Tensor:
 
 
 def _places(latent: Tensor) -> Tensor:
-    return latent.detach().clamp(-LARGEST, LARGEST).round_().add_(LARGEST).to(torch.int32)
+    clamped = latent.detach().clamp(-LARGEST, LARGEST)
+    return clamped.mul_(FINE).round_().add_(LARGEST * FINE).to(torch.int32)
 
 
 def _table(levels: Tensor) -> Tensor:
-    """Index of the level nearest to each int8, [255]; of two, the upper one."""
-    every = torch.arange(-LARGEST, LARGEST + 1, device=levels.device)
+    """Index of the level nearest to each place, [4065]; of two, the upper one."""
+    every = torch.arange(-LARGEST * FINE, LARGEST * FINE + 1, device=levels.device) / FINE
     bounds = (levels.detach()[1:] + levels.detach()[:-1]) / 2
     return torch.bucketize(every, bounds, right=True).to(torch.uint8)
 

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_intq.graph import constant, producer
 from onnx_intq.placement import QUANTIZABLE
+from onnx_intq.qdq import dequantizer
 from onnx_intq.transform import Report
 from onnx_intq.verify import Drift
 
@@ -71,7 +72,7 @@ class Summary:
 
 
 def quantized_nodes(graph: gs.Graph, left: Collection[str]) -> dict[str, int]:
-    """Operator type -> how many nodes compute on dequantized activations.
+    """Operator type -> how many nodes compute on dequantized activations, or store LSTM weights.
 
     Args:
         graph: A Q/DQ graph.
@@ -86,6 +87,7 @@ def quantized_nodes(graph: gs.Graph, left: Collection[str]) -> dict[str, int]:
             and node.name not in left
             and any(_is_activation(producer(t)) for t in node.inputs)
         )
+        or (node.op == "LSTM" and dequantizer(node.inputs[1]) is not None)
     )
     return dict(sorted(Counter(names).items()))
 

@@ -58,7 +58,7 @@ def take(table: Array, index: Any) -> Any:
     return _take(table, index) if isinstance(index, Value) else np.take(table, index)
 
 
-Handler = TypeVar("Handler", bound=Callable[..., Value])
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def _handles(function: Callable[..., Any]) -> Callable[[Handler], Handler]:
@@ -254,6 +254,20 @@ def _take(table: Array, index: Value) -> Value:
     inputs = [index.builder.constant(values, dtype), index.astype(np.int32)]
     tensor = index.builder.node("Gather", inputs, dtype, index.tensor.shape, axis=0)
     return Value(index.builder, tensor, low, high)
+
+
+@_handles(np.split)
+def _split(a: Value, sections: int | Sequence[int], axis: int = 0) -> list[Value]:
+    """Along an axis of known length, into equal parts or at the given places."""
+    parts, dtype = np.split(np.arange(_length(a, axis)[0]), sections), a.dtype
+    sizes = [len(part) for part in parts]
+    shape = list(a.tensor.shape)
+    shapes = [[s if i == axis % len(shape) else n for i, n in enumerate(shape)] for s in sizes]
+    inputs = [a.tensor, a.builder.constant(sizes, np.int64)]
+    first = a.builder.node("Split", inputs, dtype, shapes[0], axis=axis)
+    rest = [gs.Variable(a.builder.names.number("t"), dtype, each) for each in shapes[1:]]
+    first.inputs[0].outputs += rest
+    return [Value(a.builder, tensor, a.low, a.high) for tensor in (first, *rest)]
 
 
 @_handles(np.matmul)

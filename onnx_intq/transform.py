@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:  # the command line imports this module, and must answer at once
     import onnx_graphsurgeon as gs
 
+    from onnx_intq.codebook import CodedWeight
     from onnx_intq.feeds import Batch
 
 FACTS = frozenset(
@@ -52,6 +53,8 @@ class Context:
         wide: Names of tensors that need 16 bits, with the SQNR in decibels that rounding them to 8
             would leave of the network's result, as a pass has measured.
         floats: Nodes that need to stay float for such a reason: name -> the reason.
+        coded: (node, which of its inputs) -> the integers its float weight came from, which it is
+            to be stored as again; see `coded_weights`.
         skipped: (node, reason) pairs, in the order found.
         remaining: Like `skipped`, for what a pass had to leave although it should have gone; a
             command that sees any exits 1 unless told otherwise.
@@ -65,6 +68,9 @@ class Context:
     reference: gs.Graph | None = None
     wide: dict[str, float] = field(default_factory=dict[str, float])
     floats: dict[str, str] = field(default_factory=dict[str, str])
+    coded: Mapping[tuple[str, int], CodedWeight] = field(
+        default_factory=dict[tuple[str, int], "CodedWeight"]
+    )
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     remaining: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 

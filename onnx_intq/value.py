@@ -95,7 +95,7 @@ class Value(np.lib.mixins.NDArrayOperatorsMixin):
     high: int
     _casts: dict[np.dtype[Any], gs.Tensor] = field(default_factory=dict)
 
-    HANDLERS: ClassVar[dict[Callable[..., Any], Callable[..., Value]]] = {}
+    HANDLERS: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -151,10 +151,14 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def small_feeds(model: gs.Graph, *, frames: int = 256) -> Batch:
-    """Feeds for a quick run: one sample; dynamic axes other than the first have `frames`."""
+    """Feeds for a quick run: one sample; dynamic axes other than the first have `frames`.
+
+    Axes that have the name of a first axis are batches, too: those of a recurrent layer's states.
+    """
+    batches = {spec.shape[0] for spec in specs(model) if spec.shape} - {None}
     shapes = {
         spec.name: tuple(
-            size if isinstance(size, int) else (frames if axis else 1)
+            size if isinstance(size, int) else (frames if axis and size not in batches else 1)
             for axis, size in enumerate(spec.shape)
         )
         for spec in specs(model)

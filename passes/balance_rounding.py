@@ -30,6 +30,9 @@ class BalanceRounding(Pass):
         """Round; return how many weights changed in at least one value."""
         changed = 0
         for weight in roundable(model, ctx):
+            if weight.levels is not None:
+                ctx.skip(weight.layer.node, "its weight lies on a codebook, not on a grid")
+                continue
             target = weight.target
             kernels = target.reshape(-1, weight.kernels, target.shape[-1] // weight.kernels)
             start = weight.integers.reshape(kernels.shape)

@@ -37,11 +37,14 @@ from onnx_intq.moving import carries, common_grid, users
 from onnx_intq.pairs import append_pair, let_read, quantizers, store_constants
 from onnx_intq.placement import WEIGHTED
 from onnx_intq.products import check_cpu
+from onnx_intq.recurrent_states import state_grids
 from onnx_intq.result_ranges import masked_logits, range_of, result_range
 from onnx_intq.transform import Context, Pass, Range
 
 SOFTMAX = {"Softmax", "LogSoftmax"}
 """Their logits may be masked: moved so far down that nothing is left of them."""
+MULTIPLYING = WEIGHTED | {"LSTM"}
+"""Operators that multiply what they read by weights of 8 bits."""
 OPSET = 21
 """Brought 16-bit QuantizeLinear."""
 UNKNOWN = (
@@ -92,6 +95,7 @@ class _Completion:
     def __init__(self, model: gs.Graph, ctx: Context, *, signed: bool) -> None:
         self._model, self._ctx, self._names = model, ctx, Names(model)
         self._signed = signed
+        self._states = state_grids(model, ctx.limits)
 
     def complete_result(self, node: gs.Node) -> int:
         """Insert pairs behind the results of `node`, unless the next operator fuses with it."""
@@ -118,8 +122,10 @@ class _Completion:
         return 1
 
     def _grid(self, tensor: gs.Tensor, node: gs.Node | None) -> Operand | None:
+        if id(tensor) in self._states:
+            return self._states[id(tensor)]
         known = (common_grid(node) if node is not None else None) or self._grid_behind(tensor)
-        bits = 8 if any(n.op in WEIGHTED for n in users(tensor)) else 16
+        bits = 8 if any(n.op in MULTIPLYING for n in users(tensor)) else 16
         limits = self._limits(tensor, node, bits)
         if known is not None or limits is None or not np.abs(limits).max() < LARGEST:
             return known
@@ -170,8 +176,9 @@ class _Completion:
         self.shift(quantizer)
 
     def shift(self, quantizer: gs.Node) -> None:
-        """Give a pair the type its readers multiply."""
-        shift_to_fast_type(self._model, quantizer, self._names, signed=self._signed)
+        """Give a pair the type its readers multiply; a state has the same wherever it is."""
+        if id(quantizer.inputs[0]) not in self._states:
+            shift_to_fast_type(self._model, quantizer, self._names, signed=self._signed)
 
 
 def _record(model: gs.Graph) -> None:

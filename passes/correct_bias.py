@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnx_intq.graph import Names, constant
-from onnx_intq.qdq import has_input
+from onnx_intq.qdq import dequantizer, has_input
 from onnx_intq.reference import Layer, layers, original_inputs, original_totals, totals
 from onnx_intq.transform import Context, Pass, PassError
 
@@ -121,7 +121,8 @@ def _move(layer: Layer, error: Array, names: Names) -> None:
     factor = node.attrs.get("beta", 1.0) if node.op == "Gemm" else 1.0
     moved = old.values + error / factor
     # A dead channel has tiny steps, of which int32 holds few.
-    x_scale = constant(layer.x.inputs[0], 1)
+    x_dequantizer = dequantizer(layer.x)
+    x_scale = constant(x_dequantizer, 1) if x_dequantizer is not None else None
     w_scale = constant(layer.dequantizer, 1)
     if x_scale is not None and w_scale is not None and x_scale.size == 1:
         step = np.float64(x_scale.reshape(())) * w_scale

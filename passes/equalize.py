@@ -46,6 +46,11 @@ class Equalize(Pass):
             raise PassError(
                 f"bits {self.bits}, target {self.target!r}; expected 2..8, and one of: {targets}"
             )
+        if ctx.coded:
+            raise PassError(
+                "the model's weights are integers already, which factors would change; expected "
+                "float ones; leave the pass out, or start from the float model"
+            )
         found: list[tuple[gs.Node, Group]] = []
         for node, group in groups(model):
             if isinstance(group, str):

@@ -4,7 +4,8 @@ Before: `y = Conv(x, w)`.   After: `y = Conv(DequantizeLinear(QuantizeLinear(x, 
 Target ort: unsigned, zero point from the range; inputs and outputs, so that onnxruntime fuses
 QLinearConv and QLinearAdd. Target tensorrt: signed, zero point 0, inputs only.
 Condition: the tensor has a range (fact "calibrated"). What stays float is named with the reason.
-Tensors that a pass before has found to need 16 bits get them.
+Tensors that a pass before has found to need 16 bits get them; so do, for target integer, products
+that only LSTM layers read, and what such a product takes from the model's inputs.
 Addends of a sum get scales that make float and integer arithmetic agree (`onnx_intq.alignment`).
 Law: a quantized tensor moves by at most half a step where it lies inside its range.
 """
@@ -22,8 +23,10 @@ from onnx_intq.alignment import addend_scale
 from onnx_intq.graph import Names, convert_opset
 from onnx_intq.grid import Grid, affine, symmetric
 from onnx_intq.lowering import fused
+from onnx_intq.moving import users
 from onnx_intq.pairs import append_pair, let_read
-from onnx_intq.placement import Plan, plan
+from onnx_intq.placement import WEIGHTED, Plan, computer, plan
+from onnx_intq.recurrent_states import state_ranges
 from onnx_intq.transform import Context, Pass, PassError, Range
 
 PER_CHANNEL_OPSET, SIXTEEN_BIT_OPSET = 13, 21
@@ -40,6 +43,7 @@ class InsertQdq(Pass):
         keep: Glob patterns of nodes that stay float.
         wide: Glob patterns of nodes whose inputs get 16 bits, for target "ort".
         tables: For target "integer": functions will be tables, of 8-bit arguments.
+        scores: Names of results that stay float, or get 16 bits later: see `placement.plan`.
     """
 
     target: str = "ort"
@@ -47,6 +51,7 @@ class InsertQdq(Pass):
     keep: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
     tables: bool = False
+    scores: tuple[str, ...] = ()
 
     needs: ClassVar[frozenset[str]] = frozenset({"bn-folded", "calibrated"})
     gives: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -58,18 +63,23 @@ class InsertQdq(Pass):
         if self.bits not in {8, 16} or (sixteen and self.target == "tensorrt"):
             bits = 16 if sixteen else self.bits
             raise PassError(f"{bits}-bit activations; expected 8, or 16 but for tensorrt")
-        convert_opset(model, SIXTEEN_BIT_OPSET if sixteen else PER_CHANNEL_OPSET)
-        chosen = plan(model, self.target, self.keep, ctx.floats, tables=self.tables)
+        recurrent = self.target == "integer" and any(n.op == "LSTM" for n in model.nodes)
+        convert_opset(model, SIXTEEN_BIT_OPSET if sixteen or recurrent else PER_CHANNEL_OPSET)
+        target, floats = self.target, ctx.floats
+        chosen = plan(model, target, self.keep, floats, tables=self.tables, scores=self.scores)
         for node, why in chosen.skipped:
             ctx.skip(node, why)
         ranges = {n: _range(t, chosen, ctx, 8) for n, t in chosen.tensors.items()}
         if self.target != "tensorrt" and not sixteen:
             _align_addends(model, chosen, ranges)
+        states = state_ranges(model, ctx.limits)
+        ranges |= {n: states[id(t)] for n, t in chosen.tensors.items() if id(t) in states}
+        layered = {n for n, t in chosen.tensors.items() if recurrent and _is_layered(model, t)}
         quantized, names = {id(node) for node in chosen.nodes}, Names(model)
         for name, tensor in chosen.tensors.items():
             everyone = name in chosen.integers
             readers = [n for n in tensor.outputs if everyone or id(n) in quantized]
-            wide = chosen.first(tensor).name in ctx.wide
+            wide = name in layered or chosen.first(tensor).name in ctx.wide
             bits = 16 if wide else self._bits([n for n in readers if id(n) in quantized])
             limits = ranges[name] if bits == 8 else _range(tensor, chosen, ctx, bits)
             dq = self._append_pair(model, tensor, limits, bits, names)
@@ -98,6 +108,25 @@ class InsertQdq(Pass):
             return *symmetric(low, high, grid), grid.dtype
         grid = Grid(bits, signed=False)
         return *affine(low, high, grid), grid.dtype
+
+
+def _is_layered(model: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether a tensor goes to LSTM layers alone, or is the model's input to such a product."""
+    if not any(tensor is t for t in model.inputs):
+        return _feeds_layers(tensor)
+    products = list(users(tensor))
+    results = [fused(model, node)[-1].outputs[0] for node in products if node.op in WEIGHTED]
+    return 0 < len(products) == len(results) and all(map(_feeds_layers, results))
+
+
+def _feeds_layers(tensor: gs.Tensor) -> bool:
+    """Whether a product's result goes to LSTM layers alone.
+
+    Its values reach far, and so do not their gates; 16 bits cost a second product outside the loop.
+    """
+    maker = computer(tensor)
+    read = {node.op for node in users(tensor)}
+    return maker is not None and maker.op in WEIGHTED and read == {"LSTM"}
 
 
 def _align_addends(model: gs.Graph, chosen: Plan, ranges: dict[str, Range]) -> None:

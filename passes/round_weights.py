@@ -1,7 +1,8 @@
 """Rounds stored weights up or down so that each layer's outputs change the least, on data.
 
-Before: integers nearest to the float weights.   After: the neighbours on either side.
-Condition: a product that reads dequantized activations, its weight stored by `quantize_weights`.
+Before: integers nearest to the float weights.   After: the neighbours on either side, on the grid
+or in the codebook.
+Condition: a product whose weight is stored by `quantize_weights` or `quantize_codebook`.
 Scales stay. Layers are taken in order, their inputs those of the quantized model so far.
 Law: under the inputs' second moment, damped, no output channel's squared error grows.
 """
@@ -59,12 +60,12 @@ class RoundWeights(Pass):
         found = weight.integers
         for chunk, own, across in blocks:
             target, start = weight.target[..., chunk], found[..., chunk]
-            bounds = np.stack([np.floor(target), np.ceil(target)]).clip(-weight.top, weight.top)
+            bounds = weight.bounds(chunk)
             damping = _diagonal(own, self.damping)
             moment = own + damping
             if self.compensate:
                 target = _solve(moment, target @ (across + damping))
-            found[..., chunk] = round_rows(target, start, moment, bounds)
+            found[..., chunk] = round_rows(target, start, moment, bounds, weight.levels)
         return found
 
 

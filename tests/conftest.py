@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
@@ -30,6 +31,18 @@ settings.load_profile("reproducible")  # a law that fails once fails every time
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def uneven() -> Callable[..., npt.NDArray[np.float32]]:
+    """Makes weights of channels, axis 0, of very different sizes: (seed, shape) -> float32."""
+
+    def make(seed: int = 0, shape: tuple[int, ...] = (6, 40)) -> npt.NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        sizes = 10.0 ** rng.uniform(-3, 1, (shape[0],) + (1,) * (len(shape) - 1))
+        return (rng.standard_normal(shape) * sizes).astype(np.float32)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +89,29 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
     return path
+
+
+@pytest.fixture
+def rnnt(tmp_path: Path) -> Path:
+    """The folder `rnnt`: an RNN-T with random weights for the front end and labels of `tiny`.
+
+    Its weights are so large that it writes something other for other features.
+    """
+    torch = pytest.importorskip("torch")
+    from onnx_intq.models.rnnt import Rnnt, RnntConfig
+    from onnx_intq.models.rnnt_export import export_rnnt
+
+    config = RnntConfig(
+        labels=("a", " "), features=4, factor=3, width=8, predictor=6, joint=5, predictor_layers=2
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = Rnnt(config).eval()
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    frontend = Frontend(sample_rate=8000, features=4)
+    export_rnnt(network, tmp_path / "rnnt", frontend=frontend)
+    return tmp_path / "rnnt"
 
 
 @pytest.fixture

@@ -117,6 +117,19 @@ def test_bad_requests_are_refused(manifest: Path, monkeypatch: pytest.MonkeyPatc
         evaluate(model(), manifest)
 
 
+def test_an_rnnt_is_a_folder(rnnt: Path, speech: Path) -> None:
+    found = evaluate(rnnt, speech, against=rnnt, threads=1, batch_size=2).total
+    assert (found.utterances, found.words, found.differs) == (2, 4, 0)
+    assert found == evaluate(rnnt, speech, against=rnnt, threads=1, chunk=6).total
+    assert evaluate(str(rnnt), speech, threads=1, beam=2).total.words == 4
+
+
+@pytest.mark.parametrize("option", ["beam", "chunk"])
+def test_others_are_not_searched(manifest: Path, option: str) -> None:
+    with pytest.raises(IntqError, match=f"--{option} has no effect on CTC models; .*; leave it"):
+        evaluate(model(), manifest, **{option: 3})  # type: ignore[arg-type]
+
+
 SENTENCE = st.lists(st.sampled_from(["a", "b", "c"]), max_size=6).map(" ".join)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_intq.frontend import Floats, Frontend, log_mel
+from onnx_intq.frontend import FixedNormalization, Floats, Frontend, log_mel
 from onnx_intq.transform import IntqError
 
 CONFORMER = Frontend(features=80, window_size=0.025, n_fft=512)
@@ -19,6 +19,7 @@ VARIANTS = (
     CONFORMER,
     Frontend(normalize="all_features", window="hamming"),
     Frontend(normalize=None, preemphasis=None, window="blackman"),
+    Frontend(features=2, normalize=FixedNormalization(fixed_mean=(-9, 1.5), fixed_std=(2, 0.5))),
     Frontend(sample_rate=8000, features=40, lowfreq=60, highfreq=3800, window="bartlett"),
     Frontend(log_zero_guard_type="clamp", mel_norm=None, log_zero_guard_value=1e-5),
 )
@@ -66,6 +67,9 @@ def by_torch(samples: Floats, frontend: Frontend) -> Floats:
         mel = (mel - mel.mean(1, keepdim=True)) / (mel.std(1, keepdim=True) + 1e-5)
     elif frontend.normalize == "all_features":
         mel = (mel - mel.mean()) / (mel.std() + 1e-5)
+    elif isinstance(frontend.normalize, FixedNormalization):
+        mean, std = frontend.normalize.fixed_mean, frontend.normalize.fixed_std
+        mel = (mel - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
     return np.asarray(mel.numpy(), np.float32)
 
 
@@ -134,6 +138,24 @@ def test_json_reads_back(frontend: Frontend) -> None:
     assert Frontend.from_json(frontend.to_json()) == frontend
 
 
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(1e-3, 9)), min_size=1, max_size=4))
+def test_fixed_values_read_back(values: list[tuple[float, float]]) -> None:
+    mean, std = zip(*values, strict=True)
+    fixed = FixedNormalization(fixed_mean=mean, fixed_std=std)
+    frontend = Frontend(features=len(values), normalize=fixed)
+    assert Frontend.from_json(frontend.to_json()) == frontend
+    assert hash(frontend) == hash(Frontend(features=len(values), normalize=fixed))
+
+
+def test_with_fixed_values_no_frame_depends_on_a_later_one() -> None:
+    frontend = VARIANTS[4]
+    assert isinstance(frontend.normalize, FixedNormalization)
+    audio, frames = noise(4000), 10  # the last of these frames ends before sample 2000
+    later = np.concatenate([audio[:2000], 5 * audio[2000:]])
+    one, other = (log_mel(each, frontend)[:, :frames] for each in (audio, later))
+    assert np.array_equal(one, other)
+
+
 def test_a_nemo_section_is_understood() -> None:
     section = {
         "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
@@ -171,6 +193,15 @@ def test_a_nemo_section_is_understood() -> None:
         ({"log_zero_guard_type": "max"}, "log_zero_guard_type is 'max'; expected add or clamp"),
         ({"log_zero_guard_value": 0}, "log_zero_guard_value is 0; expected a value above 0"),
         ({"log_zero_guard_value": "tiny"}, "log_zero_guard_value is 'tiny'; expected float"),
+        ({"normalize": {"fixed_mean": [0]}}, "expected lists fixed_mean and fixed_std; correct"),
+        ({"normalize": {"mean": [0], "fixed_std": [1]}}, "expected lists fixed_mean and fixed_std"),
+        ({"normalize": {"fixed_mean": 0, "fixed_std": 1}}, "expected lists fixed_mean and fixed_s"),
+        ({"normalize": {"fixed_mean": [0], "fixed_std": [1]}, "features": 2}, "fixed values or nu"),
+        ({"normalize": {"fixed_mean": [0], "fixed_std": [0]}}, "numbers, as many of each, deviat"),
+        ({"normalize": {"fixed_mean": [0], "fixed_std": [1, 1]}}, "numbers, as many of each"),
+        ({"normalize": {"fixed_mean": [], "fixed_std": []}}, "numbers, as many of each"),
+        ({"normalize": {"fixed_mean": ["0"], "fixed_std": [1]}}, "numbers, as many of each"),
+        ({"normalize": {"fixed_mean": [0], "fixed_std": [float("inf")]}}, "numbers, as many of"),
         ({"normalize": "fixed"}, "normalize is 'fixed'; expected per_feature, all_features"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -135,3 +136,48 @@ def test_graph_is_as_before() -> None:
     before = graph.tensors()["w"].values
     hollow(graph)
     assert graph.tensors()["w"].values is before
+
+
+ONLY_IN_BODY = BODY.replace("y = MatMul(w, x)", "y = Neg(x)")
+
+
+def test_a_weight_that_only_a_body_reads_is_read() -> None:
+    proto = onnx.parser.parse_model(ONLY_IN_BODY)
+    proto.graph.initializer.append(bodied().graph.initializer[0])
+    feeds = {"x": np.ones((64, 2), np.float32), "c": np.array(True)}
+    wanted = Session(proto, threads=1).run(feeds)["z"]
+    found = Session(model_from_graph(graph_from_model(proto)), threads=1).run(feeds)["z"]
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("kind", ["uint4", "int4", "uint2", "int2"])
+def test_several_values_go_into_a_byte(kind: str, rows: int, tmp_path: Path) -> None:
+    """graphsurgeon cannot write such constants itself."""
+    values = np.random.default_rng(0).integers(0, 2, (rows, 65)).astype(getattr(ml_dtypes, kind))
+    proto = onnx.parser.parse_model(f"""<ir_version: 13, opset_import: ["" : 25]>
+        m (float[65, n] x, bool c) => (float[{rows}, n] z, float[{rows}, n] y) {{
+            f = Cast<to = 1>(w)
+            y = MatMul(f, x)
+            z = If (c) <
+                then_branch = t () => (float[{rows}, n] a) {{
+                    g = Cast<to = 1>(w)
+                    a = MatMul(g, x)
+                }},
+                else_branch = e () => (float[{rows}, n] b) {{ b = Neg(y) }}
+            >
+        }}""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    graph = graph_from_model(proto)
+    w = graph.tensors()["w"]
+    w.values = w.values.copy()  # in NumPy, one to a byte
+    save(graph, tmp_path / "m.onnx")
+    assert np.array_equal(w.values, values)
+    (tensor,) = onnx.load(tmp_path / "m.onnx").graph.initializer
+    assert len(tensor.raw_data) == -(-rows * 65 // (8 // int(kind[-1])))
+    assert np.array_equal(onnx.numpy_helper.to_array(tensor), values)
+    feeds = {"x": np.ones((65, 2), np.float32), "c": np.array(True)}
+    for source in (tmp_path / "m.onnx", exported(load(tmp_path / "m.onnx"))):
+        found = Session(source, threads=1).run(feeds)
+        assert np.array_equal(found["y"], values.astype(np.float32) @ feeds["x"])
+        assert np.array_equal(found["z"], found["y"])

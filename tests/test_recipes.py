@@ -127,7 +127,7 @@ def test_the_text_names_every_choice() -> None:
     assert render(chosen[PREPARED:]) == (
         """fuse_nonlinear, insert_qdq(target='tensorrt', keep=("a'", 'b')), """
         """insert_islands(keep=("a'", 'b')), quantize_tables, """
-        "quantize_weights(bits=6, scale='minmax', overrides=(('c*', 4),)), "
+        "quantize_weights(bits=6, scale='minmax', overrides=(('c*', 4),), recurrent=True), "
         "integerize_nonlinear(target='tensorrt')"
     )
     assert (

@@ -45,3 +45,17 @@ def test_without_correlation_the_nearest_integers_are_best() -> None:
     target, start, _, bounds = case(1, 2, 3, 70)
     moment = np.repeat(np.eye(70, dtype=np.float32)[None], 2, axis=0)
     assert np.array_equal(round_rows(target, start, moment, bounds), start)
+
+
+@given(st.integers(0, 99), st.integers(1, 2), st.integers(1, 4), st.integers(1, 80))
+def test_levels_of_a_codebook_are_kept_to(seed: int, groups: int, outputs: int, taps: int) -> None:
+    target, _, moment, _ = case(seed, groups, outputs, taps)
+    random = np.random.default_rng(seed)
+    levels = np.unique(random.integers(-9, 10, 6)).astype(np.float32)
+    above = np.clip(np.searchsorted(levels, target), 1, max(len(levels) - 1, 1))
+    bounds = np.stack([levels.take(above - 1, mode="clip"), levels.take(above, mode="clip")])
+    start = levels[np.abs(levels[:, None, None, None] - target).argmin(axis=0)]
+    found = round_rows(target, start, moment, bounds, levels)
+    assert np.isin(found, levels).all()
+    errors = [squared_errors(q - target, moment) for q in (found, start)]
+    assert (errors[0] <= errors[1]).all()

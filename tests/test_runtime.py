@@ -185,3 +185,22 @@ def test_latency_goes_on_for_the_time_given() -> None:
     assert timing.rounds > 1
     with pytest.raises(IntqError, match="0 rounds of timing; expected at least 1"):
         latency([tiny], [{"x": np.ones(1, np.float32)}], rounds=0)
+
+
+PACKED = f"""{HEADER} g (uint8[4, 64] x) => (int32[4, 16] y)
+    <uint8 zx = {{0}}, int8 zw = {{0}}, int8[2] table = {{-1, 1}}> {{
+        i = Cast<to = 6>(k)
+        w = Gather(table, i)
+        y = MatMulInteger(x, w, zx, zw)
+    }}"""
+
+
+def test_packed_weights_are_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor whose products of the two types saturate, int8 weights are replaced."""
+    proto = model(PACKED)
+    indices = np.random.default_rng(0).integers(0, 2, (64, 16)).astype(np.uint8)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(indices, "k"))
+    monkeypatch.setattr(runtime, "saturates", lambda: True)
+    x = np.full((4, 64), 255, np.uint8)
+    (y,) = Session(proto).run({"x": x}).values()
+    np.testing.assert_array_equal(y, x.astype(np.int32) @ (2 * indices.astype(np.int32) - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,20 +14,15 @@ from hypothesis import strategies as st
 from onnx_intq.codebook import code
 from onnx_intq.schemes import SCHEMES, quantizer
 
-
-def weight(seed: int = 0, shape: tuple[int, ...] = (6, 40)) -> npt.NDArray[np.float32]:
-    """Channels of very different sizes."""
-    rng = np.random.default_rng(seed)
-    sizes = 10.0 ** rng.uniform(-3, 1, (shape[0],) + (1,) * (len(shape) - 1))
-    return (rng.standard_normal(shape) * sizes).astype(np.float32)
+Uneven = Callable[..., npt.NDArray[np.float32]]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(bits=st.integers(1, 8), axis=st.sampled_from([0, 1, None]), seed=st.integers(0, 20))
 def test_stored_is_what_the_last_forward_gives(
-    scheme: str, bits: int, axis: int | None, seed: int
+    scheme: str, bits: int, axis: int | None, seed: int, uneven: Uneven
 ) -> None:
-    made = quantizer(scheme, weight(seed), axis, bits)
+    made = quantizer(scheme, uneven(seed), axis, bits)
     coded = made.coded()
     np.testing.assert_array_equal(coded.dequantized(), made(1.0).detach().numpy())
     assert len(coded.centroids) <= 1 << bits
@@ -34,8 +31,8 @@ def test_stored_is_what_the_last_forward_gives(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_starts_close_to_the_training_free_weights(scheme: str) -> None:
-    w = weight()
+def test_starts_close_to_the_training_free_weights(scheme: str, uneven: Uneven) -> None:
+    w = uneven()
     for bits in (2, 4, 6, 8):
         kind = "uniform" if scheme == "uniform" else "lloyd"
         free = np.square(code(w, 0, bits, kind).dequantized() - w).sum(1)
@@ -44,15 +41,16 @@ def test_starts_close_to_the_training_free_weights(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_training_lowers_the_loss_that_rounding_raised(scheme: str) -> None:
+def test_training_lowers_the_loss_that_rounding_raised(scheme: str, uneven: Uneven) -> None:
     """A regression with more inputs than weights: what one weight loses, others can make up for."""
     torch.manual_seed(0)
-    w, x = weight(), torch.randn(200, 40) @ torch.randn(40, 40)
+    w, x = uneven(), torch.randn(200, 40) @ torch.randn(40, 40)
     made = quantizer(scheme, w, 0, 2)
     wanted = x @ torch.from_numpy(w).T
 
     def loss(progress: float) -> torch.Tensor:
-        return ((x @ made(progress).T - wanted) / wanted.std(0)).square().mean()
+        weight: torch.Tensor = made(progress)
+        return ((x @ weight.T - wanted) / wanted.std(0)).square().mean()
 
     start = loss(1.0).item()
     rates = {"latent": 0.5}
@@ -71,8 +69,8 @@ def test_training_lowers_the_loss_that_rounding_raised(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_dead_channels_stay_dead(scheme: str) -> None:
-    w = weight()
+def test_dead_channels_stay_dead(scheme: str, uneven: Uneven) -> None:
+    w = uneven()
     w[2] = 0
     found = quantizer(scheme, w, 0, 3).coded().dequantized()
     assert np.isfinite(found).all()

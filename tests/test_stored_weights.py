@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from onnx_intq.calibrate import calibrate
 from onnx_intq.graph import graph_from_model
 from onnx_intq.registry import parse
-from onnx_intq.stored_weights import StoredWeight, roundable
+from onnx_intq.stored_weights import StoredWeight, codebook, roundable
 from onnx_intq.transform import Context, run
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -56,3 +58,29 @@ def test_what_is_stored_is_read_back(
     assert np.array_equal(found.integers, wanted)
     assert found.layer.stored.values.dtype == np.int8
     assert not found.store(wanted)
+
+
+def test_bounds_are_the_neighbours_of_the_target() -> None:
+    found = stored("y = MatMul(w, x)", (4, 6))
+    lower, upper = found.bounds(slice(1, 3))
+    target = found.target[..., 1:3]
+    inside = np.abs(target) <= 31
+    assert (upper - lower <= 1).all()
+    assert (lower <= target)[inside].all()
+    levels = np.array([-20, -3, 5, 30], np.float32)
+    coded = replace(found, levels=levels)
+    coded.target[0, 0, 1:3] = [5, 40]
+    lower, upper = coded.bounds(slice(0, 6))
+    assert (lower[0, 0, 1], upper[0, 0, 1]) == (5, 5)
+    assert upper[0, 0, 2] == 30
+    between = (coded.target >= -20) & (coded.target <= 30)
+    assert (lower <= coded.target)[between].all()
+    assert (upper >= coded.target)[between].all()
+    assert np.isin([lower, upper], levels).all()
+
+
+def test_a_codebook_is_known_by_its_integers() -> None:
+    assert codebook(np.array([-7, 3, 7], np.int8), 7) is None
+    found = codebook(np.array([[3, -8], [3, 0]], np.int8), 7)
+    assert found is not None
+    assert found.tolist() == [-8, 0, 3]

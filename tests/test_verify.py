@@ -272,3 +272,12 @@ def test_random_feeds_are_normal_and_depend_on_the_seed_alone() -> None:
     assert abs(one["x"].mean()) < 3 / np.sqrt(16_000)
     assert abs(one["x"].std() - 1) < 3 / np.sqrt(32_000)
     assert one["length"].tolist() == [500] * 4
+
+
+def test_axes_named_like_a_first_one_are_batches() -> None:
+    model = onnx.parser.parse_model(f"""{HEADER}
+        g (float[batch, 4, time] x, float[2, batch, 3] h, float[n] v) => (float[] y) {{
+            y = ReduceSum(x)
+        }}""")
+    shapes = {name: x.shape for name, x in small_feeds(graph_from_model(model), frames=7).items()}
+    assert shapes == {"x": (1, 4, 7), "h": (2, 1, 3), "v": (1,)}

@@ -14,6 +14,7 @@ from onnx_intq.models.conformer_block import ConformerBlockConfig
 from onnx_intq.models.jasper_block import BlockConfig
 from onnx_intq.models.nemo_config import NetworkConfig
 from onnx_intq.models.quartznet import QuartzNetConfig
+from onnx_intq.models.rnnt import RnntConfig
 from onnx_intq.speech import WORD_START
 
 FRONTEND = Frontend(sample_rate=RATE)
@@ -87,11 +88,25 @@ def conformer_digits_config() -> ConformerConfig:
     )
 
 
+def rnnt_digits_config() -> RnntConfig:
+    """LSTMs, few and narrow: 782,932 parameters, 60 ms per output frame, no look ahead."""
+    return RnntConfig(
+        labels=PIECES,
+        features=FRONTEND.features,
+        factor=6,
+        width=192,
+        layers=2,
+        predictor=96,
+        joint=128,
+    )
+
+
 RECIPES = {
     "quartznet": Recipe(config=digits_config(), plan=Plan()),
     "conformer": Recipe(
         config=conformer_digits_config(), plan=Plan(steps=2500, batch=16, rate=3e-3)
     ),
+    "rnnt": Recipe(config=rnnt_digits_config(), plan=Plan(steps=7500, batch=32, rate=3e-3)),
 }
 """By the names that the command line takes."""
 

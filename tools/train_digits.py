@@ -1,11 +1,12 @@
 """Trains the models that are shipped in `models/pretrained`, and makes their test set.
 
-A small QuartzNet and a small Conformer that hear strings of spoken English digits and write them in
-letters or parts of words, by CTC. The data is the Free Spoken Digit Dataset, `fsdd/` in the folder
-of assets. On a CPU:
+A small QuartzNet and a small Conformer, by CTC, and a small RNN-T, which hear strings of spoken
+English digits and write them in letters or parts of words. The data is the Free Spoken Digit
+Dataset, `fsdd/` in the folder of assets. On a CPU:
 
     python tools/train_digits.py train -o models/pretrained/digits.nemo
     python tools/train_digits.py train --model conformer -o models/pretrained/digits-conformer.nemo
+    python tools/train_digits.py train --model rnnt -o models/pretrained/digits-rnnt.nemo
     python tools/train_digits.py test-set -o models/pretrained/digits --count 16
 
 Same seed, steps, threads and machine: same bytes. No recording of the test set is trained on.
@@ -19,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,17 +37,19 @@ from digit_strings import (
     record,
     write_strings,
 )
+from digit_transducer import fixed_frontend, loss, transcriber
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from onnx_intq.depthwise import depthwise_conv1d
 from onnx_intq.evaluate import Evaluation, Hypothesis, evaluation
-from onnx_intq.frontend import log_mel, speech_package
+from onnx_intq.frontend import Floats, Frontend, log_mel, speech_package
 from onnx_intq.graph import check_output
 from onnx_intq.models.jasper_block import MaskedConv1d
 from onnx_intq.models.nemo import Network, build, write_nemo
 from onnx_intq.models.nemo_config import NetworkConfig
 from onnx_intq.models.quartznet import ENGLISH
+from onnx_intq.models.rnnt import Rnnt, RnntConfig
 from onnx_intq.speech import greedy
 from onnx_intq.transform import IntqError
 
@@ -101,7 +104,11 @@ def quicken(network: Network) -> Network:
 
 
 def batches(
-    rng: np.random.Generator, voices: Sequence[Voice], size: int, labels: Sequence[str] = ENGLISH
+    rng: np.random.Generator,
+    voices: Sequence[Voice],
+    size: int,
+    labels: Sequence[str] = ENGLISH,
+    frontend: Frontend = FRONTEND,
 ) -> Iterator[Batch]:
     """Draw strings of all speakers without end, `size` at a time, written in `labels`."""
     while True:
@@ -114,7 +121,7 @@ def batches(
             heard = [record(rng, string.samples, TRAINING, length) for string in group]
             targets = [encode(string.text, labels) for string in group]
             yield Batch(
-                features=torch.from_numpy(np.stack([log_mel(each, FRONTEND) for each in heard])),
+                features=torch.from_numpy(np.stack([log_mel(each, frontend) for each in heard])),
                 targets=torch.tensor([label for each in targets for label in each]),
                 lengths=torch.tensor([len(each) for each in targets]),
             )
@@ -129,7 +136,12 @@ def mask(rng: np.random.Generator, features: Tensor) -> None:
                 values[start : start + width] = 0
 
 
-def train(voices: Sequence[Voice], plan: Plan, config: NetworkConfig | None = None) -> Network:
+def train(
+    voices: Sequence[Voice],
+    plan: Plan,
+    config: NetworkConfig | None = None,
+    frontend: Frontend = FRONTEND,
+) -> Network:
     """Train a network, by default that of `digits_config`; return it in evaluation mode.
 
     Raises:
@@ -144,7 +156,7 @@ def train(voices: Sequence[Voice], plan: Plan, config: NetworkConfig | None = No
         optimizer, max_lr=plan.rate, total_steps=plan.steps, pct_start=0.15
     )
     losses: list[float] = []
-    source = batches(rng, voices, plan.batch, network.config.labels)
+    source = batches(rng, voices, plan.batch, network.config.labels, frontend)
     for step in range(1, plan.steps + 1):
         batch = next(source)
         mask(rng, batch.features)
@@ -166,16 +178,23 @@ def train(voices: Sequence[Voice], plan: Plan, config: NetworkConfig | None = No
 
 
 def _step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, clip: float) -> float:
-    log_probs = network(batch.features).transpose(0, 1)
-    frames = torch.full((len(batch.lengths),), len(log_probs))
-    loss = nn.functional.ctc_loss(
-        log_probs, batch.targets, frames, batch.lengths, blank=len(network.config.labels)
-    )
+    if isinstance(network, Rnnt):
+        found = loss(network, batch.features, batch.targets, batch.lengths)
+    else:
+        found = _ctc_loss(network, batch)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    found.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
-    return loss.item()
+    return found.item()
+
+
+def _ctc_loss(network: Network, batch: Batch) -> Tensor:
+    log_probs = network(batch.features).transpose(0, 1)
+    frames = torch.full((len(batch.lengths),), len(log_probs))
+    return nn.functional.ctc_loss(
+        log_probs, batch.targets, frames, batch.lengths, blank=len(network.config.labels)
+    )
 
 
 def settle(network: nn.Module, source: Iterable[Batch]) -> None:
@@ -185,6 +204,8 @@ def settle(network: nn.Module, source: Iterable[Batch]) -> None:
     """
     network.eval()  # without dropout
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
+    if not norms:
+        return
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -197,23 +218,36 @@ def settle(network: nn.Module, source: Iterable[Batch]) -> None:
         norm.momentum = momentum
 
 
-def score(network: Network, voices: Sequence[Voice], *, seed: int) -> Evaluation:
+def score(
+    network: Network, voices: Sequence[Voice], *, seed: int, frontend: Frontend = FRONTEND
+) -> Evaluation:
     """Word errors on held-out strings."""
     hypotheses = []
+    transcribe = _transcriber(network, frontend)
     for number in range(HELD_OUT_STRINGS):
         string = held_out_string(voices, number, seed=seed)
-        features = torch.from_numpy(log_mel(string.samples, FRONTEND))
-        with torch.no_grad():
-            (log_probs,) = network(features.unsqueeze(0))
+        text = transcribe(log_mel(string.samples, frontend))
         hypotheses.append(
             Hypothesis(
                 audio=str(number),
                 split=string.speaker,
                 reference=string.text,
-                text=" ".join(greedy(log_probs.numpy(), network.config.labels).split()),
+                text=" ".join(text.split()),
             )
         )
     return evaluation(hypotheses)
+
+
+def _transcriber(network: Network, frontend: Frontend) -> Callable[[Floats], str]:
+    if isinstance(network, Rnnt):
+        return transcriber(network, frontend)
+
+    def transcribe(features: Floats) -> str:
+        with torch.no_grad():
+            (log_probs,) = network(torch.from_numpy(features).unsqueeze(0))
+        return greedy(log_probs.numpy(), network.config.labels)
+
+    return transcribe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,9 +301,13 @@ def _run_train(options: argparse.Namespace) -> None:
     plan = replace(recipe.plan, **{name: n for name, n in given.items() if n is not None})
     # The front end's matrix products are so small that NumPy's threads only get in torch's way.
     with threadpool_limits(1, user_api="blas"):
-        network = train(read_voices(options.assets / "fsdd", held_out=False), plan, recipe.config)
-    write_nemo(options.output, network, FRONTEND)
-    found = score(network, read_voices(options.assets / "fsdd", held_out=True), seed=plan.seed)
+        voices, frontend = read_voices(options.assets / "fsdd", held_out=False), FRONTEND
+        if isinstance(recipe.config, RnntConfig):
+            frontend = fixed_frontend(frontend, voices, plan.seed)
+        network = train(voices, plan, recipe.config, frontend)
+    write_nemo(options.output, network, frontend)
+    held_out = read_voices(options.assets / "fsdd", held_out=True)
+    found = score(network, held_out, seed=plan.seed, frontend=frontend)
     print(json.dumps(found.to_dict()))
 
 

@@ -44,15 +44,26 @@ def cost(
 ) -> None:
     """Parameters, bytes, multiplications (MACs) and bit operations (BOPs).
 
-    With --device, also lower bounds of the run time in float32, float16 and int8.
+    With --device, also lower bounds of the run time in float32, float16 and int8. Of an RNN-T's
+    folder: the encoder for all of the audio, the predictor for a label, the joint for all frames.
     """
     from onnx_intq import cost_console, devices, graph
     from onnx_intq.cost import cost
     from onnx_intq.roofline import roofline
+    from onnx_intq.transducer_cost import folder_cost
+    from onnx_intq.transducer_folder import is_folder
 
     if device not in CPUS:
         options.refuse_given(context, CORE, f"without --device {' or '.join(CPUS)}")
-    found = cost(graph.load(model), seconds=seconds, batch=batch)
     chosen = devices.device(device, cores=cores, gigahertz=ghz) if device else None
+    run = cost_console.Run(seconds, batch)
+    if is_folder(model):
+        parts = folder_cost(model, seconds=seconds, batch=batch)
+        every = {
+            part: (each, roofline(each, chosen) if chosen else None) for part, each in parts.items()
+        }
+        cost_console.show_costs(every, run, layers, as_json)
+        return
+    found = cost(graph.load(model), seconds=seconds, batch=batch)
     bounds = roofline(found, chosen) if chosen else None
-    cost_console.show_cost(found, bounds, cost_console.Run(seconds, batch), layers, as_json)
+    cost_console.show_cost(found, bounds, run, layers, as_json)

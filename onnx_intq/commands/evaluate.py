@@ -21,6 +21,8 @@ from onnx_intq import options
 )
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @click.option("--batch-size", type=click.IntRange(1), default=1, help="Utterances.")
+@click.option("--beam", type=click.IntRange(1), help="Width, of RNN-Ts. Default: greedy search.")
+@click.option("--chunk", type=click.IntRange(1), help="Frames an RNN-T gets at once. Default: all.")
 @options.as_json
 def evaluate(
     model: Path,
@@ -30,11 +32,14 @@ def evaluate(
     labels: Path | None,
     threads: int | None,
     batch_size: int,
+    beam: int | None,
+    chunk: int | None,
     as_json: bool,
 ) -> None:
-    """Word error rate of a CTC model, and how often its words differ from the float model's.
+    """Word error rate of a model, and how often its words differ from the float model's.
 
-    Engines (.engine) run on the GPU; their sidecars say the front end and the labels.
+    A folder is an RNN-T: encoder.onnx, predictor.onnx and joint.onnx. Engines (.engine) run on the
+    GPU; their sidecars say the front end and the labels.
     """
     from onnx_intq import console, speech
     from onnx_intq.engine import SUFFIX
@@ -52,6 +57,8 @@ def evaluate(
             labels=speech.read_labels(labels) if labels else None,
             threads=threads,
             batch_size=batch_size,
+            beam=beam,
+            chunk=chunk,
             progress=tick,
         )
     console.show_evaluation(found, as_json)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_intq import options
+
+if TYPE_CHECKING:
+    from onnx_intq.transform import Pass
 
 GRIDS = ("weights", "activations", "weight_scale", "override", "boost")
 PIPELINE = ("target", *GRIDS, "nonlinear", "io", "cpu")
@@ -101,10 +106,15 @@ def quantize(
     frontend: Path | None,
     as_json: bool,
 ) -> None:
-    """Turn a float ONNX file into an INT8 one; without --data or --ranges, from the file alone."""
+    """Turn a float ONNX file into an INT8 one; without --data or --ranges, from the file alone.
+
+    A folder is an RNN-T: encoder.onnx, predictor.onnx and joint.onnx.
+    """
     from onnx_intq import console, recipes
     from onnx_intq.quantize import is_quantized, quantize
     from onnx_intq.source import Source
+    from onnx_intq.transducer_folder import SCORES, is_folder
+    from onnx_intq.transducer_quantize import quantize_folder
 
     context = click.get_current_context()
     if recipe is not None:
@@ -115,45 +125,53 @@ def quantize(
         options.refuse_given(context, ("io", "cpu", "allow_float"), "without --target integer")
     if target == "ort" and recipe is None:
         options.refuse_given(context, ("nonlinear",), "without --target integer or tensorrt")
-    lowers = target == "integer" and recipe is None and is_quantized(model)
-    if lowers:
-        options.refuse_given(context, FLOAT_ONLY, "on a model that is quantized already")
-    if lowers and data is None and ranges is None:
-        why = "on a model that is quantized already, without --data or --ranges"
-        options.refuse_given(context, ("observer", "frontend"), why)
     chosen = options.split_overrides(override)
-    default = "none" if lowers or ranges is not None else ",".join(recipes.BOOST)
-    passes = recipes.pipeline(
-        target,
-        weight_bits=weights,
-        activation_bits=16 if activations == "16" else 8,
-        mixed=activations == "mixed",
-        weight_scale=weight_scale,
-        keep=chosen.keep,
-        wide=chosen.wide,
-        overrides=chosen.bits,
-        nonlinear=nonlinear,
-        io=io,
-        cpu=cpu,
-        quantized=lowers,
-        boost=options.split_names(default if boost is None else boost),
+
+    def passes(part: Path) -> Sequence[Pass]:
+        """The recipe for a file: the model's, or one of an RNN-T's."""
+        if recipe is not None:
+            return options.read_recipe(recipe)
+        lowers = target == "integer" and is_quantized(part)
+        if lowers:
+            options.refuse_given(context, FLOAT_ONLY, "on a model that is quantized already")
+        if lowers and data is None and ranges is None:
+            why = "on a model that is quantized already, without --data or --ranges"
+            options.refuse_given(context, ("observer", "frontend"), why)
+        default = "none" if lowers or ranges is not None else ",".join(recipes.BOOST)
+        return recipes.pipeline(
+            target,
+            weight_bits=weights,
+            activation_bits=16 if activations == "16" else 8,
+            mixed=activations == "mixed",
+            weight_scale=weight_scale,
+            keep=chosen.keep,
+            wide=chosen.wide,
+            overrides=chosen.bits,
+            nonlinear=nonlinear,
+            io=io,
+            cpu=cpu,
+            quantized=lowers,
+            boost=options.split_names(default if boost is None else boost),
+            scores=SCORES if is_folder(model) else (),
+        )
+
+    source = Source(
+        ranges=ranges,
+        data=data,
+        method=method,
+        seed=seed,
+        device=device,
+        frontend=options.read_frontend(frontend),
     )
+    rest = {"allow_bn": allow_bn, "allow_float": allow_float, "verify": verify}
+    if is_folder(model):
+        options.refuse_given(context, ("method", "device"), "on an RNN-T, whose data is noise")
+        done = quantize_folder(
+            model, output, passes, source, observer=observer, bar=console.bar, **rest
+        )
+        console.show_folder(done, output, as_json)
+        return
     summary = quantize(
-        model,
-        output,
-        passes if recipe is None else options.read_recipe(recipe),
-        Source(
-            ranges=ranges,
-            data=data,
-            method=method,
-            seed=seed,
-            device=device,
-            frontend=options.read_frontend(frontend),
-        ),
-        observer=observer,
-        allow_bn=allow_bn,
-        allow_float=allow_float,
-        verify=verify,
-        bar=console.bar,
+        model, output, passes(model), source, observer=observer, bar=console.bar, **rest
     )
     console.show_quantization(summary, output, as_json)

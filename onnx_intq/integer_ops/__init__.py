@@ -30,4 +30,4 @@ OPS: dict[str, Function] = {
     **quantize.OPS,
     **reduce.OPS,
 }
-"""Operator of the default domain -> function; `If` is the interpreter's own."""
+"""Operator of the default domain -> function; `If` and `Scan` are the interpreter's."""

@@ -13,6 +13,7 @@ from onnx_intq.binding import Call, bind, scalar
 from onnx_intq.graph import first_line
 from onnx_intq.integer_ops import OPS
 from onnx_intq.integer_ops.arrays import Array, Function
+from onnx_intq.integer_ops.scan import Scan
 from onnx_intq.segments import reads
 from onnx_intq.transform import IntqError
 
@@ -119,6 +120,10 @@ def _step(node: gs.Node, opset: int, frees: Sequence[str], wanted: Sequence[str]
     if node.op == "If":
         outer = tuple(dict.fromkeys(t.name for t in reads(node)))
         call, inputs = _branching(node, opset, outer), inputs + outer
+    elif node.op == "Scan":
+        outer = tuple(dict.fromkeys(t.name for t in reads(node) if t.name not in inputs))
+        function = Scan.of(node, compiled(node.attrs["body"], opset).run, outer)
+        call, inputs = Call(function=function, reads=(None,) * len(inputs + outer)), inputs + outer
     else:
         used = (i for i, t in enumerate(node.outputs, 1) if t.outputs or t.name in wanted)
         last = max(used, default=1)

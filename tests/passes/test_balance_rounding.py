@@ -59,3 +59,14 @@ def test_balancing_again_changes_no_sum() -> None:
     assert sums(net, twice).max() <= 0.501
     assert changes in {0, 1}
     assert sums(net, once).shape == (4,)
+
+
+def test_a_codebook_is_left_alone() -> None:
+    model = onnx.parser.parse_model(TEXT.format(body="y = Conv(x, w)"))
+    w = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    net = graph_from_model(model)
+    ctx = Context({"reference"}, reference=net.copy())
+    report = run(net, parse("quantize_codebook(bits=3), balance_rounding"), ctx)[-1]
+    assert report.changes == 0
+    assert [why for _, why in report.skipped] == ["its weight lies on a codebook, not on a grid"]

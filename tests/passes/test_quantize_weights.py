@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_intq.calibrate import calibrate
+from onnx_intq.codebook import CodedWeight
 from onnx_intq.cost import cost
 from onnx_intq.graph import constant, graph_from_model, metadata, model_from_graph
 from onnx_intq.grid import weight_grid, weight_scales
@@ -312,3 +313,48 @@ def test_wrong_options_are_refused() -> None:
             run(graph("y = Conv(x, w)", {"w": (4, 4, 1)}), [QuantizeWeights(**options)], ctx)
     with pytest.raises(PassError, match="quantize_weights needs quantized, which no earlier pass"):
         run(graph("y = Conv(x, w)", {"w": (4, 4, 1)}), [QuantizeWeights()], Context())
+
+
+@pytest.mark.parametrize("scales", [np.full(3, 0.1, np.float32), np.float32(0.1)])
+def test_a_weight_is_stored_as_it_came(scales: Any) -> None:
+    integers_given = np.array([[-90, 7], [7, 64], [64, -90]], np.int8)
+    axis = 0 if np.ndim(scales) else None
+    coded = CodedWeight(stored=integers_given, scales=np.asarray(scales), axis=axis, bits=2)
+    for bias, same in ((1.0, True), (3e9, False)):
+        model = graph(
+            "c = Gemm<transB = 1>(x, w, b)  y = Relu(c)",
+            {"w": coded.dequantized(), "b": np.array([0, bias, 0])},
+            "[n, 3]",
+            "[n, 2]",
+        )
+        x = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+        ctx = Context({"bn-folded", "calibrated"}, calibrate(model, [{"x": x}], threads=1).select())
+        ctx.coded = {(model.nodes[0].name, 1): coded}
+        run(model, parse("insert_qdq(target='ort'), quantize_weights"), ctx, [well_formed])
+        (node,) = stored(model).values()
+        kept, wanted = node.inputs[0].values, node.inputs[1].values
+        assert set(np.unique(kept)) <= {-90, 7, 64}
+        assert json.loads(metadata(model)[BITS]) == {node.inputs[0].name: 2}
+        assert wanted.shape == np.shape(scales)
+        unchanged = [0, 2] if axis == 0 else []
+        rows = slice(None) if same else unchanged
+        assert np.array_equal(kept[rows], integers_given[rows])
+        if same:
+            assert np.array_equal(wanted, scales)
+        else:
+            assert wanted.max() > 0.1
+
+
+def test_a_weight_that_has_changed_is_quantized_anew() -> None:
+    coded = CodedWeight(
+        stored=np.array([[1, 2], [3, 4], [5, 6]], np.int8),
+        scales=np.ones(3, np.float32),
+        axis=0,
+        bits=2,
+    )
+    model = graph("y = Gemm<transB = 1>(x, w)", {"w": (3, 2)}, "[n, 3]", "[n, 2]")
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+    ctx = Context({"bn-folded", "calibrated"}, calibrate(model, [{"x": x}], threads=1).select())
+    ctx.coded = {(model.nodes[0].name, 1): coded}
+    run(model, parse("insert_qdq(target='ort'), quantize_weights(bits=8)"), ctx, [well_formed])
+    assert BITS not in metadata(model)

@@ -10,6 +10,7 @@ import pytest
 
 from onnx_intq import feeds as feeds_file
 from onnx_intq.calibrate import calibrate
+from onnx_intq.coded_weights import lift
 from onnx_intq.graph import graph_from_model, model_from_graph
 from onnx_intq.registry import parse
 from onnx_intq.runtime import Session
@@ -134,3 +135,31 @@ def test_it_runs_from_the_command_line(tiny: Path, command: Any) -> None:
     code, _, err = command("quantize", tiny, "-o", out, "--recipe", recipe, "--data", data)
     assert code == 0, err
     assert "round_weights" in Session(out).metadata["onnx_intq.recipe"]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_weights_are_rounded_within_a_codebook_where_activations_are_float(bits: int) -> None:
+    net = graph(NET, SHAPES)
+    made, errors = [], []
+    for last in ("drop_identity", "round_weights(compensate=True)"):
+        model = net.copy()
+        ctx = Context({"data", "reference"}, feeds=feeds(), reference=net)
+        run(model, parse(f"quantize_codebook(bits={bits}), {last}"), ctx, [well_formed])
+        made.append(integers(model))
+        errors.append(error(net, model))
+    assert errors[1] < 0.8 * errors[0]
+    for name, before in made[0].items():
+        assert set(np.unique(made[1][name])) <= set(np.unique(before))
+
+
+def test_weights_that_came_quantized_stay() -> None:
+    net = graph(NET, SHAPES)
+    run(net, parse("quantize_codebook(bits=4)"), Context())
+    coded = lift(net)
+    model = net.copy()
+    ctx = Context({"bn-folded", "calibrated", "data", "reference"}, feeds=feeds(), reference=net)
+    ctx.ranges, ctx.coded = calibrate(model, ctx.feeds, threads=1).select(), coded
+    report = run(model, parse(RECIPE.format(bits=8, last="round_weights")), ctx)[-1]
+    assert report.changes == 0
+    why = "has a weight that came quantized, and stays as it is"
+    assert [reason for _, reason in report.skipped] == [why] * 3
