@@ -16,6 +16,7 @@ from onnx_intq import (
     tensorrt_speed_rules,
     tensorrt_type_rules,
 )
+from onnx_intq.coded_weights import is_weight_only
 from onnx_intq.qdq_rules import Rule
 from onnx_intq.transform import IntqError
 
@@ -55,6 +56,16 @@ class Problem:
     message: str
 
 
+WEIGHTS_ONLY = Problem(
+    node=MODEL,
+    rule="weights-only",
+    message="the weights alone are integers; expected quantized activations, too, for TensorRT to "
+    "compute in integers; quantize it with --target tensorrt",
+)
+"""Of a model that is so on purpose, in place of all problems of the rules `OF_WEIGHTS_ONLY`."""
+OF_WEIGHTS_ONLY = {"missing-zero-point", "one-sided"}
+
+
 def check(graph: gs.Graph, target: str) -> list[Problem]:
     """Everything in `graph` that `target` refuses, computes wrongly, or does not run on integers.
 
@@ -65,7 +76,10 @@ def check(graph: gs.Graph, target: str) -> list[Problem]:
     Raises:
         IntqError: Unknown target.
     """
-    return _problems(graph, target, RULES)
+    found = _problems(graph, target, RULES)
+    if target == "tensorrt" and is_weight_only(graph):  # one cause of many problems
+        return [WEIGHTS_ONLY, *(p for p in found if p.rule not in OF_WEIGHTS_ONLY)]
+    return found
 
 
 def warn(graph: gs.Graph, target: str) -> list[Problem]:

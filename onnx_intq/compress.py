@@ -33,7 +33,13 @@ from onnx_intq.recipes import PREPARE, compression
 from onnx_intq.registry import parse, render
 from onnx_intq.source import Bar, Source
 from onnx_intq.summary import INTEGER
-from onnx_intq.transducer_folder import check_folder_output, is_folder, part_paths, write_folder
+from onnx_intq.transducer_folder import (
+    check_folder_output,
+    is_folder,
+    load_parts,
+    part_paths,
+    write_folder,
+)
 from onnx_intq.transform import Context, IntqError, Report, run
 from onnx_intq.verify import Drift, SameFunction, small_feeds, well_formed
 
@@ -118,13 +124,13 @@ def compress(
         _require_matches([model], settings)
         return {MODEL: _compress(model, output, settings, source, bar, alone=True)}
     check_folder_output(output, model)
-    paths, done = part_paths(model), dict[str, Compression]()
+    paths, graphs, done = part_paths(model), load_parts(model), dict[str, Compression]()
     if source.data is not None:
         raise IntqError(
             f"{model}: feeds for an RNN-T, which is three models; expected none; leave out --data"
         )
 
-    if settings.bits is None and not any(is_stored(load(path)) for path in paths.values()):
+    if settings.bits is None and not any(map(is_stored, graphs.values())):
         raise _float(model)
     _require_matches(list(paths.values()), settings)
 

@@ -41,7 +41,7 @@ def _show(done: Compression) -> None:
     show_skipped(done.left)
     click.echo(f"size       {_sizes(done.bytes_before, done.bytes_after)}")
     drift = done.drift
-    click.echo(f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}")
+    click.echo(f"drift      SQNR {drift.sqnr:.1f} dB, largest {drift.largest:.3g}, on random input")
     click.echo(f"recipe     {done.recipe}")
 
 

@@ -118,16 +118,23 @@ def show_quantization(summary: Summary, output: Path, as_json: bool) -> None:
     click.echo(f"wrote      {output}")
 
 
-def show_folder(done: Mapping[str, Summary | str], output: Path, as_json: bool) -> None:
-    """Report what `quantize` did to the parts of an RNN-T."""
+def show_folder(
+    done: Mapping[str, Summary | str], output: Path, data: Path | None, as_json: bool
+) -> None:
+    """Report what `quantize` did to the parts of an RNN-T, with `data` or noise in its place."""
+    summaries = [found for found in done.values() if not isinstance(found, str)]
+    specs = [report.spec for summary in summaries for report in summary.reports]
+    noise = data is None and any("calibrated" in spec.needs for spec in specs)
     files = {part: output / f"{part}.onnx" for part in done}
     if as_json:
         parts = {
             part: {"kept": found} if isinstance(found, str) else found.to_dict()
             for part, found in done.items()
         }
-        print_json({"output": str(output), "parts": parts})
+        print_json({"output": str(output), "noise": noise, "parts": parts})
         return
+    if noise:
+        click.echo("data       noise; with --data, ranges are those of speech")
     for part, found in done.items():
         click.echo(f"{part}")
         if isinstance(found, str):

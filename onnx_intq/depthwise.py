@@ -29,6 +29,9 @@ from torch import Tensor
 
 from onnx_intq.depthwise_gradient import FEWEST, convolve
 
+BFLOAT16_CHANNELS = 17
+"""Fewest channels for operands of bfloat16: with up to 16, oneDNN never returns from 17 taps."""
+
 
 def depthwise_conv1d(
     x: Tensor,
@@ -94,6 +97,10 @@ def _convolve(
     frames: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int]
 ) -> Tensor:
     """[batch, frames, channels] -> [batch, outputs, channels]."""
+    if weight.shape[0] < BFLOAT16_CHANNELS and _in_bfloat16(frames):
+        given = (frames.float(), weight.float(), None if bias is None else bias.float())
+        with torch.autocast("cpu", enabled=False):
+            return _convolve(*given, stride, padding).to(torch.bfloat16)
     before, after = padding
     if before != after:
         frames, before = F.pad(frames, (0, 0, before, after)), 0
@@ -105,6 +112,12 @@ def _convolve(
     else:
         y = F.conv2d(image, filters, bias, (1, stride), (0, before), groups=weight.shape[0])
     return y.permute(0, 2, 3, 1).squeeze(1)
+
+
+def _in_bfloat16(frames: Tensor) -> bool:
+    """Whether the CPU would multiply operands of bfloat16."""
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return frames.device.type == "cpu" and (cast or frames.dtype == torch.bfloat16)
 
 
 def _has_slow_gradient(weight: Tensor, stride: int, before: int) -> bool:

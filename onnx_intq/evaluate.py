@@ -13,9 +13,9 @@ from pathlib import Path
 
 from onnx_intq.frontend import Frontend, speech_package
 from onnx_intq.manifest import Utterance, read_manifest
-from onnx_intq.recognizer import Recognizer
+from onnx_intq.recognizer import Recognizer, recorded_labels
 from onnx_intq.runtime import Model
-from onnx_intq.speech import features_of
+from onnx_intq.speech import LABELS_KEY, features_of
 from onnx_intq.transducer_folder import is_folder
 from onnx_intq.transducer_recognizer import TransducerRecognizer
 from onnx_intq.transform import IntqError
@@ -116,7 +116,19 @@ def evaluate(
     recognizers = [first]
     if against is not None:
         recognizers.append(search(against, frontend=first.frontend, labels=first.labels))
+        if labels is None:
+            _require_same_labels(first, recognizers[1])
     return evaluation(transcribe(recognizers, utterances, batch_size=batch_size, progress=progress))
+
+
+def _require_same_labels(
+    first: Recognizer | TransducerRecognizer, other: Recognizer | TransducerRecognizer
+) -> None:
+    if LABELS_KEY in other.metadata and recorded_labels(other.metadata) != first.labels:
+        raise IntqError(
+            "the models have different labels; expected the float model that the other was made "
+            "of; change --against"
+        )
 
 
 def open_recognizer(

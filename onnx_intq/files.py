@@ -73,7 +73,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
         raise IntqError(f"{path}: not an ONNX model; expected a protobuf ModelProto") from error
 
 
-def check_output(output: str | Path, *inputs: str | Path | None) -> None:
+def check_output(output: str | Path, *inputs: str | Path | None, option: str = "-o") -> None:
     """Refuse an output that is one of the inputs, or whose folder does not exist.
 
     The files that hold a model's external data count as well.
@@ -85,11 +85,13 @@ def check_output(output: str | Path, *inputs: str | Path | None) -> None:
     written = {part.resolve() for part in (output, data_path(output))}
     read = (part for i in inputs if i is not None for part in _parts(Path(i)))
     if any(part.resolve() in written for part in read):
-        raise IntqError(f"{output}: output is the input file; expected another name; change -o")
+        raise IntqError(
+            f"{output}: output is the input file; expected another name; change {option}"
+        )
     if output.is_dir():
-        raise IntqError(f"{output}: is a folder; expected the name of a file; change -o")
+        raise IntqError(f"{output}: is a folder; expected the name of a file; change {option}")
     if output.exists() and not output.is_file():
-        raise IntqError(f"{output}: is no regular file; expected the name of one; change -o")
+        raise IntqError(f"{output}: is no regular file; expected the name of one; change {option}")
     if not output.absolute().parent.is_dir():
         raise IntqError(f"{output}: its folder does not exist; create it first")
 

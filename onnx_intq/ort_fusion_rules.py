@@ -52,11 +52,11 @@ def weights_only(graph: gs.Graph) -> Iterator[Finding]:
     """Not only the weights are integers, for then the operators compute in float."""
     if is_weight_only(graph):
         count = sum(1 for _ in nodes(graph, DEQUANTIZE))
-        yield (
-            "model",
-            f"{count} weights are integers and all else is float: a small file, which computes in "
-            "float; expected quantized activations, to compute in integers; quantize it",
+        message = (
+            f"the weights alone, {count}, are integers: a small file, which computes in float; "
+            "expected quantized activations, too, to compute in integers; quantize it"
         )
+        yield "model", message
 
 
 def unfused(graph: gs.Graph) -> Iterator[Finding]:

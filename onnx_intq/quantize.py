@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -25,12 +24,12 @@ from onnx_intq.graph import (
 )
 from onnx_intq.integer_only import is_integer_only, prove
 from onnx_intq.lowering import GRIDS_KEY
+from onnx_intq.node_patterns import require_matches
 from onnx_intq.qdq import QDQ
 from onnx_intq.recipes import PREPARE
 from onnx_intq.registry import parse, render
 from onnx_intq.source import Bar, Source
 from onnx_intq.summary import (
-    COMPUTING,
     INTEGER,
     Summary,
     describe_float,
@@ -248,25 +247,6 @@ def require_qdq(graph: gs.Graph) -> None:
                 f"{node.op} {node.name!r} is of the domain {node.domain!r}; expected the default "
                 "domain; quantize the float model again, in opset 21 for 4 or 16 bits"
             )
-
-
-def require_matches(graph: gs.Graph, passes: Sequence[Pass]) -> None:
-    """Refuse patterns of node names that name nothing.
-
-    Raises:
-        IntqError: With the pattern, and a name that would match.
-    """
-    ops = COMPUTING.union(*(getattr(spec, "operators", ()) for spec in passes))
-    names = [n.name for sub in subgraphs(graph) for n in sub.nodes if n.op in ops]
-    for spec in passes:
-        chosen = [p for field in ("keep", "wide") for p in getattr(spec, field, ())]
-        chosen += [pattern for pattern, _ in getattr(spec, "overrides", ())]
-        for pattern in chosen:
-            if names and not any(fnmatchcase(name, pattern) for name in names):
-                raise IntqError(
-                    f"no node matches {pattern!r}; expected names or patterns of nodes that can "
-                    f"be quantized, such as {names[0]!r}; correct it"
-                )
 
 
 def is_quantized(model: Path) -> bool:

@@ -16,8 +16,12 @@ from onnx_intq.schemes import quantizer
 from onnx_intq.training_network import TrainedNetwork
 from onnx_intq.weight_quantizer import WeightQuantizer
 
-RATES = {"latent": 200.0, "biases": 0.3, "log_scale": 0.3}
-"""Learning rates by kind of parameter, as factors; others have 1. `latent` counts steps of int8."""
+RATES = {"latent": 2.5, "theta": 0.3}
+"""Learning rates by kind of parameter, as factors; others have 1.
+
+`latent` counts 2^(8 - bits) steps of int8, about the gap between two centroids; biases count their
+tensor's root mean square.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +49,7 @@ class QuantizedWeights:
 
     Attributes:
         quantizers: By key.
-        biases: By key.
+        biases: By key, in units of each one's root mean square.
     """
 
     def __init__(self, network: TrainedNetwork, scheme: str, bits: Mapping[str, int]) -> None:
@@ -61,7 +65,8 @@ class QuantizedWeights:
             site = network.weights[key].site
             made = quantizer(scheme, site.constant.values, site.axis, width)
             self.quantizers[key] = made.to(network.device)
-        self.biases = {k: nn.Parameter(v.clone()) for k, v in network.biases.items()}
+        self._units = {k: float(v.square().mean().sqrt()) or 1.0 for k, v in network.biases.items()}
+        self.biases = {k: nn.Parameter(v / self._units[k]) for k, v in network.biases.items()}
         self._roundings: dict[str, Tensor] = {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -74,12 +79,14 @@ class QuantizedWeights:
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, one per kind, each with its learning rate."""
-        kinds: dict[str, list[nn.Parameter]] = {}
+        kinds: dict[tuple[str, int], list[nn.Parameter]] = {}
         for name, tensor in self.parameters().items():
-            kinds.setdefault(name.partition(":")[0], []).append(tensor)
+            kind, _, key = name.partition(":")
+            gap = 1 << (8 - self.quantizers[key].bits) if kind == "latent" else 1
+            kinds.setdefault((kind, gap), []).append(tensor)
         return [
-            {"params": tensors, "lr": rate * RATES.get(kind, 1.0), "kind": kind}
-            for kind, tensors in sorted(kinds.items())
+            {"params": tensors, "lr": rate * RATES.get(kind, 1.0) * gap, "kind": kind}
+            for (kind, gap), tensors in sorted(kinds.items())
         ]
 
     def values(self, progress: float, *, quantize: bool = True) -> dict[str, Tensor]:
@@ -90,7 +97,7 @@ class QuantizedWeights:
             quantize: Whether to quantize the weights now; if not, what that changed last time is
                 added to them as they are.
         """
-        found: dict[str, Tensor] = dict(self.biases)
+        found = self._real_biases()
         for key, made in self.quantizers.items():
             rounding = self._roundings.get(key)
             if quantize or rounding is None:
@@ -119,8 +126,11 @@ class QuantizedWeights:
         """The weights as they would be stored now; a copy."""
         return HardWeights(
             coded={key: made.coded() for key, made in self.quantizers.items()},
-            biases={k: b.detach().cpu().numpy().copy() for k, b in self.biases.items()},
+            biases={k: b.detach().cpu().numpy() for k, b in self._real_biases().items()},
         )
+
+    def _real_biases(self) -> dict[str, Tensor]:
+        return {key: bias * self._units[key] for key, bias in self.biases.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Everything training changes but the optimizer, as tensors."""

@@ -31,6 +31,7 @@ class RealSession:
 
     Attributes:
         inputs: As the model's; float32 where it takes integers of a recorded grid.
+        outputs: The same.
         metadata: The model's.
     """
 
@@ -48,9 +49,9 @@ class RealSession:
         self.metadata = dict(self._session.metadata)
         self._grids = recorded_grids(self.metadata)
         float32 = np.dtype(np.float32)
-        self.inputs = tuple(
-            replace(spec, dtype=float32) if spec.name in self._grids else spec
-            for spec in self._session.inputs
+        self.inputs, self.outputs = (
+            tuple(replace(s, dtype=float32) if s.name in self._grids else s for s in specs)
+            for specs in (self._session.inputs, self._session.outputs)
         )
 
     def run(self, feeds: Batch, names: Sequence[str] | None = None) -> Arrays:

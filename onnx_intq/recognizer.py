@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx_intq.frontend import Floats, Frontend
 from onnx_intq.real_io import RealSession
 from onnx_intq.runtime import Model
 from onnx_intq.speech import FRONTEND_KEY, LABELS_KEY, greedy, labels_from_json
+from onnx_intq.transducer_folder import INPUTS
 from onnx_intq.transform import IntqError
 
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -27,10 +29,12 @@ class Recognizer:
     Attributes:
         frontend: As given, or as the model records it.
         labels: The same; without the blank, which comes last.
+        metadata: What the model records.
     """
 
     frontend: Frontend
     labels: tuple[str, ...]
+    metadata: Mapping[str, str]
 
     def __init__(
         self,
@@ -44,10 +48,11 @@ class Recognizer:
 
         Raises:
             IntqError: As for `RealSession`, or the front end or the labels are neither given nor
-                recorded, or are recorded wrongly.
+                recorded, or are recorded wrongly, or the model is a part of an RNN-T.
         """
         self._session = RealSession(model, threads=threads)
-        metadata = self._session.metadata
+        _require_whole(model, [spec.name for spec in self._session.inputs])
+        self.metadata = metadata = self._session.metadata
         self.frontend = frontend or recorded_frontend(metadata)
         self.labels = tuple(labels or recorded_labels(metadata))
         self._takes_lengths = any(spec.is_lengths for spec in self._session.inputs)
@@ -95,6 +100,17 @@ def _encoded_lengths(
             return [int(value) for value in values]
     stride = max(1, round(max(lengths) / log_probs.shape[1]))
     return [-(-length // stride) for length in lengths]
+
+
+def _require_whole(model: Model, inputs: Sequence[str]) -> None:
+    """Refuse the parts of an RNN-T."""
+    for part, names in INPUTS.items():
+        if set(inputs) == set(names):
+            path = Path(model) if isinstance(model, str | Path) else Path("model")
+            raise IntqError(
+                f"{path}: is an RNN-T's {part}; expected a CTC model, or the folder of the RNN-T; "
+                f"give {path.parent}"
+            )
 
 
 def recorded_frontend(metadata: Mapping[str, str]) -> Frontend:

@@ -231,11 +231,11 @@ def _run(
 
 
 def _session(graph: gs.Graph) -> Session:
-    """Optimized where onnxruntime can: version 1.31 moves an int8 pair past an Unsqueeze, makes its
-    QuantizeLinear uint8, but not the type it says it gives, and then refuses its own node.
-    """
+    """Optimized where onnxruntime can."""
     model = hollow_from_graph(graph)
     try:
         return Session(model, spin=False, arena=False)
     except IntqError:
+        # Version 1.31 copies an int8 pair behind the Unsqueeze that reads it, makes the copy uint8,
+        # but not the type that its QuantizeLinear says it gives, and then refuses its own node.
         return Session(model, spin=False, arena=False, optimize=False)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +116,7 @@ def noise_to_signal(
     results = measured(graph)
     net = TorchGraph(graph, taps=[*roundings, *results])
     generator, sums = torch.Generator().manual_seed(seed), _Sums()
-    for feed in _singles(feeds, samples):
+    for feed in _singles(feeds, samples, batch_axes(graph)):
         values = net({n: t.requires_grad_(t.is_floating_point()) for n, t in feed.items()})
         _probe([values[name] for name in results], values, roundings, generator, sums)
     if not sums.signal:
@@ -148,13 +149,15 @@ def _probe(
     """Add one input's signal and noise to the sums; both are means over the directions."""
     names = [name for name in roundings if values[name].requires_grad]
     taps = [values[name] for name in names]
+    sums.signal += sum(float(r.detach().square().sum()) for r in results)
+    if not taps:  # made of integers alone
+        return
     gradients = [
         torch.autograd.grad(
             _along(results, generator), taps, retain_graph=True, materialize_grads=True
         )
         for _ in range(PROBES)
     ]
-    sums.signal += sum(float(r.detach().square().sum()) for r in results)
     for index, name in enumerate(names):
         x, along = values[name].detach(), [g[index] for g in gradients]
         moved = [
@@ -174,13 +177,32 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a.reshape(-1), b.reshape(-1)))
 
 
-def _singles(feeds: Iterable[Batch], samples: int) -> Iterator[dict[str, Tensor]]:
+def batch_axes(graph: gs.Graph) -> dict[str, int]:
+    """The axis of each input along which a batch lies: the first, or that of the same name.
+
+    The states of recurrent layers have the layers first, so many that is no name.
+    """
+    first = {t.shape[0] for t in graph.inputs if t.shape and isinstance(t.shape[0], str)}
+    shapes = {str(t.name): list(t.shape or ()) for t in graph.inputs}
+    return {
+        name: next((axis for axis, size in enumerate(shape) if size in first), 0)
+        for name, shape in shapes.items()
+    }
+
+
+def _singles(
+    feeds: Iterable[Batch], samples: int, axes: Mapping[str, int]
+) -> Iterator[dict[str, Tensor]]:
     """Inputs of batch size 1, the first of each batch, then the second, and so on."""
     batches = list(feeds)
-    sizes = [min(len(v) for v in batch.values() if np.ndim(v)) for batch in batches]
+    sizes = [min(v.shape[axes[n]] for n, v in b.items() if np.ndim(v)) for b in batches]
     order = ((i, row) for row in range(max(sizes, default=0)) for i in range(len(batches)))
     for index, row in islice(((i, r) for i, r in order if r < sizes[i]), samples):
         yield {
-            name: torch.as_tensor(np.ascontiguousarray(v[row : row + 1] if np.ndim(v) else v))
-            for name, v in batches[index].items()
+            name: torch.as_tensor(_row(np.asarray(values), row, axes[name]))
+            for name, values in batches[index].items()
         }
+
+
+def _row(values: npt.NDArray[Any], row: int, axis: int) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(values.take([row], axis)) if values.ndim else values

@@ -324,7 +324,13 @@ def _check_paths(model: Path, output: Path, source: TrainingSource, run: Run) ->
     else:
         check_output(output, *read)
     if run.checkpoint is not None:
-        check_output(run.checkpoint, model, source.path, output)
+        whole = run.checkpoint.resolve()
+        if output.resolve() in (whole, *whole.parents):
+            raise IntqError(
+                f"{run.checkpoint}: is or lies in the output; expected another place; change "
+                "--checkpoint"
+            )
+        check_output(run.checkpoint, model, source.path, option="--checkpoint")
     if run.device.startswith("cuda") and not torch.cuda.is_available():
         raise IntqError(
             f"device {run.device!r}: no CUDA device found; expected one; use --device cpu"

@@ -27,7 +27,8 @@ def show_training(found: Training, output: Path, as_json: bool) -> None:
     if found.costs:
         names = found.one_bit
         shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-        click.echo(f"one bit    next to no loss for {len(names)} of {len(found.costs)}: {shown}")
+        told = f"{len(names)} of {len(found.costs)} weights{shown and f': {shown}'}"
+        click.echo(f"one bit    next to no loss for {told}")
     before, after = progress.history[0][1], progress.best_loss
     click.echo(
         f"held out   loss {before:.4f} before, {after:.4f} at step {progress.best_step} of "
@@ -63,4 +64,11 @@ def as_dict(found: Training) -> dict[str, object]:
 
 def _widths(found: Training) -> str:
     counts = Counter(found.bits.values())
-    return ", ".join(f"{count} weights of {bits} bits" for bits, count in sorted(counts.items()))
+    return ", ".join(
+        f"{_number(count, 'weight')} of {_number(bits, 'bit')}"
+        for bits, count in sorted(counts.items())
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -132,8 +132,9 @@ class GraphObjective:
             if head.axis is None:
                 parts.append(signed(x, generator))
             else:
-                valid = self._valid(head, batch, outputs)
-                parts.append(sampled(x.movedim(head.axis, -1), valid, generator))
+                valid, x = self._valid(head, batch, outputs), x.movedim(head.axis, -1)
+                counted = x if valid is None else x * valid[..., None]
+                parts += [sampled(x, valid, generator), signed(counted, generator)]
         return torch.stack(parts).sum()
 
     def _ctc(self, batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ Graphs may be float, Q/DQ or integer-only: real values go in and come out (see `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,9 @@ import numpy.typing as npt
 from onnx_intq.feeds import TensorSpec
 from onnx_intq.frontend import Floats
 from onnx_intq.real_io import RealSession
-from onnx_intq.transducer_folder import part_paths
+from onnx_intq.transducer_folder import part_paths, require_inputs
 from onnx_intq.transform import IntqError
 
-INPUTS = {
-    "encoder": ("audio_signal", "h", "c"),
-    "predictor": ("label", "h", "c"),
-    "joint": ("encoded", "predicted"),
-}
-"""What each graph takes."""
 LONGEST_STACK = 64
 """Most frames that an encoder may join to one."""
 
@@ -76,11 +70,7 @@ class Transducer:
         self._parts = {name: RealSession(path, threads=threads) for name, path in paths.items()}
         self.metadata = self._parts["encoder"].metadata
         for name, session in self._parts.items():
-            if {spec.name for spec in session.inputs} != set(INPUTS[name]):
-                raise IntqError(
-                    f"{paths[name]}: takes {', '.join(map(str, session.inputs))}; expected "
-                    f"{', '.join(INPUTS[name])}; export the RNN-T again"
-                )
+            require_inputs(name, paths[name], (spec.name for spec in session.inputs))
 
     def start(self, part: str) -> States:
         """Zero states of the encoder or the predictor, for a batch of one.
@@ -120,6 +110,24 @@ class Transducer:
             "predictor", {"label": labels[:, np.newaxis], **states.feeds()}, "predicted"
         )
 
+    def require_classes(self, classes: int) -> None:
+        """Refuse a joint that is known to give scores of another number of classes.
+
+        Raises:
+            IntqError: It does.
+        """
+        shapes = {spec.name: spec.shape for spec in self._parts["joint"].outputs}
+        match shapes.get("logits"):
+            case (*_, int(last)) as shape if last != classes:
+                raise self._other_classes(shape, classes)
+
+    def _other_classes(self, shape: Sequence[object], classes: int) -> IntqError:
+        sizes = ", ".join(map(str, shape))
+        return IntqError(
+            f"{self.folder / 'joint.onnx'}: gives logits [{sizes}]; expected "
+            f"[batch, T, U, {classes}], {classes - 1} labels and the blank; check --labels"
+        )
+
     def log_probs(self, frame: Floats, predicted: Floats, classes: int) -> npt.NDArray[np.float64]:
         """Score what may come next.
 
@@ -138,10 +146,7 @@ class Transducer:
         feeds = {"encoded": np.ascontiguousarray(encoded), "predicted": predicted}
         logits = self._parts["joint"].run(feeds, ["logits"])["logits"]
         if logits.shape != (len(predicted), 1, 1, classes):
-            raise IntqError(
-                f"{self.folder / 'joint.onnx'}: gives logits {list(logits.shape)}; expected "
-                f"[batch, T, U, {classes}], {classes - 1} labels and the blank; check --labels"
-            )
+            raise self._other_classes(logits.shape, classes)
         scores = logits[:, 0, 0].astype(np.float64)
         if np.isnan(scores).any():
             raise IntqError(f"{self.folder}: gives NaN as scores; expected numbers; check it")

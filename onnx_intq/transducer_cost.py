@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_intq.cost import Cost, cost
-from onnx_intq.graph import load
 from onnx_intq.shapes import infer
-from onnx_intq.transducer_folder import part_paths
+from onnx_intq.transducer_folder import load_parts
 
 
 def folder_cost(folder: str | Path, *, seconds: float = 10.0, batch: int = 1) -> dict[str, Cost]:
@@ -25,7 +24,7 @@ def folder_cost(folder: str | Path, *, seconds: float = 10.0, batch: int = 1) ->
     Raises:
         IntqError: As for `cost`, or the folder is no RNN-T's.
     """
-    graphs = {part: load(path) for part, path in part_paths(folder).items()}
+    graphs = load_parts(folder)
     encoder = cost(graphs["encoder"], seconds=seconds, batch=batch)
     frames = infer(graphs["encoder"], encoder.inputs).get("encoded", ())[1:]
     shapes = {t.name: list(t.shape or ()) for t in graphs["joint"].inputs}

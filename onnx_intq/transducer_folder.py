@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import onnx_graphsurgeon as gs
+
 from onnx_intq.files import first_line
+from onnx_intq.graph import load
 from onnx_intq.transform import IntqError
 
 PARTS = ("encoder", "predictor", "joint")
 """Names of the files, without `.onnx`."""
+INPUTS = {
+    "encoder": ("audio_signal", "h", "c"),
+    "predictor": ("label", "h", "c"),
+    "joint": ("encoded", "predicted"),
+}
+"""What each graph takes."""
 SCORES = ("logits",)
 """What the joint gives: the best is searched for."""
 
@@ -45,6 +54,33 @@ def part_paths(folder: str | Path) -> dict[str, Path]:
             "export it again"
         )
     return paths
+
+
+def load_parts(folder: str | Path) -> dict[str, gs.Graph]:
+    """The graphs of an RNN-T, by the names in `PARTS`.
+
+    Raises:
+        IntqError: As for `part_paths`, `graph.load` and `require_inputs`.
+    """
+    paths = part_paths(folder)
+    graphs = {part: load(path) for part, path in paths.items()}
+    for part, graph in graphs.items():
+        require_inputs(part, paths[part], (tensor.name for tensor in graph.inputs))
+    return graphs
+
+
+def require_inputs(part: str, path: Path, names: Iterable[str]) -> None:
+    """Refuse a graph that does not take what its part of an RNN-T should.
+
+    Raises:
+        IntqError: With what it takes.
+    """
+    found = list(names)
+    if set(found) != set(INPUTS[part]):
+        raise IntqError(
+            f"{path}: takes {', '.join(found)}; expected {', '.join(INPUTS[part])}; export the "
+            "RNN-T again"
+        )
 
 
 def check_folder_output(output: str | Path, *inputs: str | Path | None) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from onnx_intq.coded_weights import load_coded
 from onnx_intq.graph import load
 from onnx_intq.lowering import operand
+from onnx_intq.node_patterns import matching
 from onnx_intq.quantize import NothingQuantizedError, quantize
 from onnx_intq.source import Bar, Source
 from onnx_intq.summary import Summary
-from onnx_intq.transducer import INPUTS
 from onnx_intq.transducer_feeds import recorded_feeds
-from onnx_intq.transducer_folder import check_folder_output, part_paths, write_folder
+from onnx_intq.transducer_folder import (
+    INPUTS,
+    check_folder_output,
+    part_paths,
+    require_inputs,
+    write_folder,
+)
 from onnx_intq.transform import IntqError, Pass, Range
 
 
@@ -53,7 +60,12 @@ def quantize_folder(
             f"--ranges {source.ranges} for an RNN-T, which has three graphs; expected speech; "
             "give --data"
         )
-    recipes = {part: passes(path) for part, path in paths.items()}
+    if source.data is not None and source.data.suffix == ".npz":
+        raise IntqError(
+            f"{source.data}: feeds for an RNN-T, whose graphs make each other's from speech; "
+            "expected a manifest or a folder of audio; give that"
+        )
+    recipes = _recipes(paths, passes)
     done: dict[str, Summary | str] = {}
     feeds: dict[str, Path] = {}
 
@@ -87,6 +99,17 @@ def output_ranges(graph: gs.Graph) -> dict[str, Range]:
         if known is not None and known.grid.bits == 8:
             found[tensor.name] = known.low, known.high
     return found
+
+
+def _recipes(
+    paths: Mapping[str, Path], passes: Callable[[Path], Sequence[Pass]]
+) -> dict[str, list[Pass]]:
+    """The recipe of each part, its patterns of node names those that name something there."""
+    graphs = [load_coded(path)[0] for path in paths.values()]
+    for (part, path), graph in zip(paths.items(), graphs, strict=True):
+        require_inputs(part, path, (tensor.name for tensor in graph.inputs))
+    found = matching(graphs, [passes(path) for path in paths.values()])
+    return dict(zip(paths, found, strict=True))
 
 
 def _calibrates(passes: Sequence[Pass]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ class TransducerRecognizer:
     Attributes:
         frontend: As given, or as the encoder records it.
         labels: The same; without the blank, which comes last.
+        metadata: What the encoder records.
     """
 
     frontend: Frontend
     labels: tuple[str, ...]
+    metadata: Mapping[str, str]
 
     def __init__(
         self,
@@ -54,9 +56,10 @@ class TransducerRecognizer:
                 recorded, or `beam` or `chunk` is out of range.
         """
         self._transducer = Transducer(folder, threads=threads)
-        metadata = self._transducer.metadata
+        self.metadata = metadata = self._transducer.metadata
         self.frontend = frontend or recorded_frontend(metadata)
         self.labels = tuple(labels or recorded_labels(metadata))
+        self._transducer.require_classes(len(self.labels) + 1)
         self._beam, self._chunk = beam, chunk
         if beam is not None and beam < 1:
             raise IntqError(f"beam of {beam}; expected at least 1; raise it")

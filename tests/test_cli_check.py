@@ -185,5 +185,5 @@ def test_warnings_are_told_and_pass(qdq: Path, command: Command) -> None:
     onnx.save(proto, "small.onnx")
     code, out, err = command("check", "small.onnx", "--target", "tensorrt")
     assert (code, err) == (0, "")
-    assert out.startswith("ready for tensorrt: no problem found\n1 warnings for tensorrt\n")
+    assert out.startswith("ready for tensorrt: no problem found\n1 warning for tensorrt\n")
     assert out.endswith("small-convolution: 1\n")

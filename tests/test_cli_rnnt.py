@@ -60,6 +60,33 @@ def test_bad_folders_and_options_are_one_line(
     assert "rnnt: holds no joint.onnx; expected an RNN-T's" in refusal(rnnt)
 
 
+def test_models_that_do_not_belong_together(
+    rnnt: Path, tiny: Path, speech: Path, command: Command
+) -> None:
+    def refusal(*arguments: object) -> str:
+        return complaint(command("evaluate", *arguments, "--manifest", speech))
+
+    assert "encoder.onnx: is an RNN-T's encoder; expected a CTC" in refusal(rnnt / "encoder.onnx")
+    assert "predictor.onnx: is an RNN-T's predictor" in refusal(rnnt / "predictor.onnx")
+    model = onnx.load(tiny)
+    for entry in model.metadata_props:
+        entry.value = '["b", " "]' if entry.key == LABELS_KEY else entry.value
+    onnx.save(model, tiny)
+    assert "the models have different labels; expected" in refusal(rnnt, "--against", tiny)
+    assert "the models have different labels; expected" in refusal(tiny, "--against", rnnt)
+    labels = tiny.with_name("labels.json")
+    labels.write_text('["a", " "]')
+    given = ("--manifest", speech, "--labels", labels, "--against", tiny)
+    assert command("evaluate", rnnt, *given)[0] == 0
+    labels.write_text('["a"]')
+    wrong = refusal(rnnt, "--labels", labels)
+    assert "joint.onnx: gives logits [batch, T, U, 3]; expected [batch, T, U, 2]" in wrong
+    assert "is a folder; expected an ONNX model; name a file in it" in complaint(
+        command("bench", rnnt)
+    )
+    assert "rnnt/encoder.onnx" in complaint(command("compare", rnnt, tiny, "--data", speech))
+
+
 @pytest.mark.slow
 def test_the_shipped_rnnt_is_exported_and_hears_the_shipped_speech(
     tmp_path: Path, command: Command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_a_quantized_model_is_packed_as_it_is(there: Path, command: Command, tar
     code, out, _ = command("compress", "q.onnx", "-o", "p.onnx")
     assert code == 0
     assert "packed     1 constants: 1 of 5 bits" in out
-    assert "SQNR inf dB" in out
+    assert "SQNR inf dB, largest 0, on random input" in out
     assert "coded" not in out
     assert np.array_equal(result("q.onnx"), result("p.onnx"))
     assert optimized_ops("q.onnx") == optimized_ops("p.onnx")
@@ -121,7 +122,8 @@ def test_what_reads_models_reads_packed_ones(there: Path, command: Command) -> N
         assert plain[key] == packed[key]
     saved = int(str(plain["weight_bytes"])) - int(str(packed["weight_bytes"]))
     assert 0.9 * 64 * 96 * 3 / 8 < saved < 64 * 96 * 3 / 8
-    assert command("check", "p.onnx", "--target", "ort")[0] == 0
+    code, out, _ = command("check", "p.onnx", "--target", "ort")
+    assert (code, out) == (0, "ready for ort: no problem found\n")
     assert command("quantize", "p.onnx", "-o", "i.onnx", "--target", "integer")[0] == 0
     assert command("quantize", "q.onnx", "-o", "j.onnx", "--target", "integer")[0] == 0
     assert np.array_equal(result("i.onnx"), result("j.onnx"))
@@ -256,3 +258,29 @@ def test_a_large_folder_is_packed(large: Path, there: Path, command: Command) ->
         code, _, err = command("compress", large, "-o", "x", *arguments)
         assert (code, message in err) == (2, True)
     assert not Path("x").exists()
+
+
+def test_folders_that_cannot_be_compressed(rnnt: Path, command: Command) -> None:
+    def refusal(*arguments: object) -> str:
+        code, _, err = command("compress", rnnt, *arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        return err
+
+    output = rnnt.with_name("c")
+    assert "rnnt: its weights are float; expected how many bits" in refusal("-o", output)
+    assert "is three ONNX files" in refusal("-o", f"{output}.onnx", "--bits", 5)
+    shutil.copy(rnnt / "joint.onnx", rnnt / "encoder.onnx")
+    assert "encoder.onnx: takes encoded, predicted" in refusal("-o", output, "--bits", 5)
+
+
+def test_weights_alone_are_a_warning(there: Path, command: Command) -> None:
+    assert command("compress", "m.onnx", "-o", "c.onnx", "--bits", 4)[0] == 0
+    code, out, err = command("check", "c.onnx", "--target", "ort")
+    assert (code, err) == (0, "")
+    assert "1 warning for ort" in out
+    assert "the weights alone, 2, are integers" in out
+    code, out, _ = command("check", "c.onnx", "--target", "tensorrt", "--json")
+    assert code == 1
+    rules = [problem["rule"] for problem in json.loads(out)["problems"]]
+    assert rules == ["packed-weights", "weights-only"]
+    assert command("quantize", "c.onnx", "-o", "q.onnx", "--data", "f.npz")[0] == 0

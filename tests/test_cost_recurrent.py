@@ -36,6 +36,7 @@ def test_both_products_at_every_step(op: str, gates: int) -> None:
     assert (first.macs, second.macs) == (100 * 3 * gates * 5, 100 * 3 * gates * 3)
     assert first.elements == (100 * 5, 3 * gates * 5, 100 * 3 * gates)
     assert found.uncounted == ()
+    assert found.by_op[op].nodes == 1
 
 
 def test_the_hidden_state_is_float_between_its_steps() -> None:

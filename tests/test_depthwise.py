@@ -81,3 +81,23 @@ def test_types_without_a_fast_kernel_go_to_conv1d(padding: tuple[int, int]) -> N
     x, weight = torch.randn(2, 4, 9).double(), torch.randn(4, 1, 5).double()
     y = depthwise_conv1d(x, weight, padding=padding)
     assert torch.equal(y, plain(x, weight, None, 1, padding, 1))
+
+
+@pytest.mark.parametrize("cast", [True, False])
+@pytest.mark.parametrize(("channels", "dilation"), [(8, 1), (16, 2), (20, 1)])
+def test_few_channels_and_many_taps_end_in_bfloat16(
+    channels: int, dilation: int, cast: bool
+) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, channels, 80), torch.randn(channels, 1, 33), torch.ones(1)
+    bias = bias.expand(channels)
+    sides = (16 * dilation, 16 * dilation)
+    want = plain(x, weight, bias, 1, sides, dilation)
+    dtype = torch.float32 if cast else torch.bfloat16
+    given_ = [t.to(dtype).detach().requires_grad_() for t in (x, weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        y = depthwise_conv1d(given_[0], given_[1], given_[2], 1, sides, dilation)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - want).abs().max() < 0.02 * want.abs().max()
+    gradients = torch.autograd.grad(y.float().square().mean(), given_)
+    assert [gradient.dtype for gradient in gradients] == [dtype] * 3

@@ -163,11 +163,10 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(IntqError, match=f"m.onnx: .*{message}") as caught:
             load(path)
         assert "\n" not in str(caught.value)
-    for missing in (tmp_path / "other.onnx", tmp_path):
-        with pytest.raises(
-            IntqError, match=r"no such file; expected an ONNX model; check the path"
-        ):
-            load(missing)
+    with pytest.raises(IntqError, match=r"no such file; expected an ONNX model; check the path"):
+        load(tmp_path / "other.onnx")
+    with pytest.raises(IntqError, match=r"is a folder; expected an ONNX model; name a file in it"):
+        load(tmp_path)
 
 
 # Export

@@ -32,10 +32,13 @@ def test_what_is_stored_is_what_is_trained_at_the_end(network: TrainedNetwork, s
 
 
 def test_each_kind_of_parameter_has_its_rate(network: TrainedNetwork) -> None:
-    groups = {group["kind"]: group for group in weights(network).groups(0.01)}
+    made = weights(network)
+    groups = {group["kind"]: group for group in made.groups(0.01)}
     assert groups.keys() == {"biases", "latent", "log_scale", "theta"}
-    assert groups["latent"]["lr"] == pytest.approx(0.01 * RATES["latent"])
-    assert groups["theta"]["lr"] == 0.01
+    (bits,) = {quantizer.bits for quantizer in made.quantizers.values()}
+    assert groups["latent"]["lr"] == pytest.approx(0.01 * RATES["latent"] * 2 ** (8 - bits))
+    assert groups["theta"]["lr"] == pytest.approx(0.01 * RATES["theta"])
+    assert groups["log_scale"]["lr"] == groups["biases"]["lr"] == 0.01
     assert sum(len(group["params"]) for group in groups.values()) == 2 + 3 * 2
 
 

@@ -29,6 +29,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_run(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    (tmp_path / "models").symlink_to(ROOT / "models")
     for arguments in commands(text):
         done = subprocess.run(
             [sys.executable, "-m", "onnx_intq.cli", *arguments],
@@ -49,6 +50,8 @@ def test_readme_and_pages_have_blocks() -> None:
         "README.md",
         "engines.md",
         "integers.md",
+        "rnnt.md",
+        "sub8bit.md",
         "transformers.md",
     }
 

@@ -10,9 +10,9 @@ import pytest
 from onnx_intq.calibrate import calibrate
 from onnx_intq.feeds import Batch
 from onnx_intq.graph import graph_from_model
-from onnx_intq.reference import layers, original_totals, sequential, totals
+from onnx_intq.reference import _run, layers, original_totals, sequential, totals
 from onnx_intq.registry import parse
-from onnx_intq.segments import Segments
+from onnx_intq.segments import Segments, cut
 from onnx_intq.transform import Context, run
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -118,3 +118,37 @@ def test_changes_reach_later_layers_only(pair: SimpleNamespace) -> None:
             assert not any(y.any() for y in totals(pair.model, layer, quantized))
     same = [np.array_equal(a[0], b[0]) for a, b in zip(before, after, strict=True)]
     assert same == [True, True, False, False]
+
+
+INT8_PAIR = """<ir_version: 10, opset_import: ["" : 21]>
+    g (uint8[batch, time, 4] q) => (float[batch, time, 1, 3] y)
+    <float s = {0.1}, uint8 u = {127}, int8 z = {5}, int64[1] axes = {2}> {
+        x = DequantizeLinear(q, s, u)
+        v = DequantizeLinear(stored, s)
+        m = MatMul(x, v)
+        b = Add(m, bias)
+        p = QuantizeLinear(b, s, z)
+        d = DequantizeLinear(p, s, z)
+        e = Unsqueeze(d, axes)
+        [last] y = MatMul(e, w)
+    }"""
+
+
+def test_an_int8_pair_in_front_of_unsqueeze_runs() -> None:
+    """It does not in onnxruntime 1.31 with its optimizations, on x86."""
+    random = np.random.default_rng(0)
+    model = onnx.parser.parse_model(INT8_PAIR)
+    known: dict[str, npt.NDArray[Any]] = {
+        "stored": random.integers(-9, 9, (4, 3)).astype(np.int8),
+        "bias": np.ones(3, np.float32),
+        "w": np.eye(3, dtype=np.float32),
+    }
+    for name, values_ in known.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values_, name))
+    graph = graph_from_model(model)
+    feeds = [{"q": random.integers(0, 256, (2, 5, 4)).astype(np.uint8)}]
+    (part,) = cut(graph, {"e"}, 1)[:1]
+    (found,) = _run(graph, part, feeds)
+    sums = (feeds[0]["q"].astype(int) - 127) @ known["stored"].astype(int) * 0.01 + 1
+    wanted = np.clip(np.rint(sums * 10), -133, 122)[:, :, None] / 10
+    np.testing.assert_allclose(found["e"], wanted, rtol=0, atol=0.11)

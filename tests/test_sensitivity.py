@@ -19,7 +19,7 @@ from onnx_intq.grid import Grid, affine, symmetric
 from onnx_intq.pairs import append_pair, let_read
 from onnx_intq.quantize import prepared
 from onnx_intq.runtime import Session
-from onnx_intq.sensitivity import ByRow, OnGrid, measured, noise_to_signal
+from onnx_intq.sensitivity import ByRow, OnGrid, batch_axes, measured, noise_to_signal
 from onnx_intq.transform import IntqError
 
 BYTE = Grid(8, signed=False)
@@ -139,3 +139,30 @@ def test_quartznet_is_nowhere_as_sensitive_as_a_transformer(assets: Path, tmp_pa
     names = [t.name for n in graph.nodes if n.op == "Relu" for t in n.outputs]
     found = noise_to_signal(graph, [batch], {n: [OnGrid((0, 8), BYTE)] for n in names})
     assert all(0 < noise[0] < 1e-2 for noise in found.values())
+
+
+STATES = """<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[n, 1] label, float[2, n, 4] h) => (float[n, 1, 4] y, float[2, n, 4] h_out) {
+        e = Gather(table, label)
+        sums = ReduceSum<keepdims = 0>(h, zero)
+        a, b = Split<axis = 0>(h, halves)
+        h_out = Concat<axis = 0>(b, a)
+        s = Unsqueeze(sums, one)
+        y = Add(e, s)
+    }"""
+
+
+def test_states_of_layers_are_cut_along_their_batch() -> None:
+    proto = onnx.parser.parse_model(STATES)
+    table = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    known = {"table": table, "zero": np.array([0]), "one": np.array([1]), "halves": np.ones(2, int)}
+    for name, values in known.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    graph = graph_from_model(proto)
+    assert batch_axes(graph) == {"label": 0, "h": 1}
+    feed = {"label": np.array([[1], [2], [3]]), "h": np.ones((2, 3, 4), np.float32)}
+    choices = {"h": [OnGrid((-0.5, 0.5), BYTE)]}
+    found = noise_to_signal(graph, [feed], choices, samples=3)
+    assert found["h"] > 0
+    made_of_integers = noise_to_signal(graph, [feed], {"e": [OnGrid((-2, 2), BYTE)]}, samples=3)
+    assert made_of_integers["e"] == [0]

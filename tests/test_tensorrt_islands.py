@@ -270,10 +270,11 @@ def test_a_model_without_nonlinear_functions_stays_as_it_is(tiny: Path) -> None:
         recipes.append(render(passes))
     assert models[0] == models[1]
     islands, floats = recipes
-    assert floats == f"{PREPARE}, insert_qdq(target='tensorrt'), quantize_tables, quantize_weights"
+    weights = "quantize_tables, quantize_weights(recurrent=True)"
+    assert floats == f"{PREPARE}, insert_qdq(target='tensorrt'), {weights}"
     assert islands == (
         f"{PREPARE}, fuse_nonlinear, insert_qdq(target='tensorrt'), insert_islands, "
-        "quantize_tables, quantize_weights, integerize_nonlinear(target='tensorrt')"
+        f"{weights}, integerize_nonlinear(target='tensorrt')"
     )
 
 

@@ -192,7 +192,7 @@ def test_a_budget_chooses_the_widths(
     assert found["costs"].keys() == found["bits"].keys()
     code, out, _ = command("train", tiny, *arguments)
     assert code == 0
-    assert "one bit    next to no loss for 0 of 2: " in out
+    assert "one bit    next to no loss for 0 of 2 weights\n" in out
     code, _, err = command("train", tiny, *arguments, "--override", "*=8")
     assert code == 2
     assert "cannot be met" in err
@@ -243,7 +243,8 @@ def test_cropped_speech_needs_no_transcripts(
     [
         ((), "neither --manifest nor --data given"),
         (("--manifest", "SPEECH", "-o", "TINY"), "output is the input file"),
-        (("--manifest", "SPEECH", "--checkpoint", "TINY"), "output is the input file"),
+        (("--manifest", "SPEECH", "--checkpoint", "TINY"), "input file; expected another name; ch"),
+        (("--manifest", "SPEECH", "--held-out", "0"), "0.0 is not in the range 0<x<=0.9"),
         (("--manifest", "SPEECH", "--resume", "none.pt"), "no such file; expected a checkpoint"),
         (("--manifest", "SPEECH", "--override", "x=3"), "no node matches 'x'"),
         (("--manifest", "SPEECH", "--override", "x=9"), "expected NODES=BITS, 1..8"),
@@ -344,3 +345,46 @@ def test_products_in_bfloat16(tiny: Path, speech: Path, tmp_path: Path, run: Run
     for output, precision in ((first, "float32"), (second, "bfloat16")):
         run(tiny, "-o", output, "--manifest", speech, *SHORT, "--precision", precision)
     assert first.read_bytes() != second.read_bytes()
+
+
+def test_quantized_models_are_refused(
+    tiny: Path, rnnt: Path, speech: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command("compress", tiny, "-o", tmp_path / "c.onnx", "--bits", 4)[0] == 0
+    assert command("compress", rnnt, "-o", tmp_path / "c", "--bits", 4)[0] == 0
+    assert command("quantize", tiny, "-o", tmp_path / "d.onnx", "--data", speech)[0] == 0
+    for name, message in (
+        ("c.onnx", "c.onnx: its weights are integers already; expected a float model; start from"),
+        ("c", "encoder.onnx: its weights are integers already; expected a float model"),
+        ("d.onnx", "the model is quantized already; expected a float model"),
+    ):
+        arguments = ("-o", tmp_path / "o", "--manifest", speech)
+        code, _, err = command("train", tmp_path / name, *arguments)
+        assert (code, err.count("\n"), message in err) == (2, 1, True)
+        assert not (tmp_path / "o").exists()
+
+
+def test_checkpoints_have_a_place_of_their_own(
+    tiny: Path, rnnt: Path, speech: Path, tmp_path: Path, command: Command
+) -> None:
+    def refusal(model: Path, output: Path, checkpoint: Path) -> str:
+        arguments = ("-o", output, "--manifest", speech, "--checkpoint", checkpoint)
+        code, _, err = command("train", model, *arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        return err
+
+    output, folder = tmp_path / "q.onnx", tmp_path / "q"
+    assert "q.onnx: is or lies in the output; expected" in refusal(tiny, output, output)
+    assert "change --checkpoint" in refusal(rnnt, folder, folder / "c.pt")
+    assert "change --checkpoint" in refusal(tiny, output, speech)
+    assert "is a folder; expected the name of a file; change --ch" in refusal(tiny, output, rnnt)
+    assert not folder.exists()
+
+
+def test_transcripts_that_are_missing_are_named(
+    tiny: Path, speech: Path, tmp_path: Path, command: Command
+) -> None:
+    lines = [json.loads(line) for line in speech.read_text().splitlines()]
+    speech.write_text("\n".join(json.dumps(line | {"text": None}) for line in lines))
+    code, _, err = command("train", tiny, "-o", tmp_path / "q.onnx", "--manifest", speech)
+    assert (code, "add it, or train a model that is no RNN-T without, by --task 0" in err) == (2, 1)

@@ -96,7 +96,7 @@ def test_graphs_with_other_inputs_are_refused(rnnt: Path) -> None:
         "joint",
         "j (float[b,t,8] encoded) => (float[b,t,8] logits) { logits = Identity(encoded) }",
     )
-    with pytest.raises(IntqError, match=r"joint\.onnx: takes encoded .*; expected encoded, pred"):
+    with pytest.raises(IntqError, match=r"joint\.onnx: takes encoded; expected encoded, pred"):
         Transducer(rnnt)
     (rnnt / "joint.onnx").write_bytes(b"junk")
     with pytest.raises(IntqError, match=r"joint\.onnx: onnxruntime cannot load it"):

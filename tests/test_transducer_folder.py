@@ -1,5 +1,6 @@
 """Folders of an RNN-T: found, refused, written whole or not at all."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from onnx_intq.transducer_folder import (
     PARTS,
     check_folder_output,
     is_folder,
+    load_parts,
     part_paths,
     write_folder,
 )
@@ -117,3 +119,22 @@ def test_outputs_that_would_harm_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(IntqError, match=message):
             check_folder_output(output, reads)
+
+
+def test_an_output_has_a_place_of_its_own(tmp_path: Path, rnnt: Path) -> None:
+    with pytest.raises(
+        IntqError, match=r"r\.onnx: an RNN-T is three ONNX files; expected the name"
+    ):
+        check_folder_output(tmp_path / "r.onnx")
+    with pytest.raises(IntqError, match=r"rnnt/sub: lies in the input folder; expected another"):
+        check_folder_output(rnnt / "sub", rnnt)
+    (tmp_path / "speech").mkdir()
+    check_folder_output(tmp_path / "speech" / "r", rnnt, tmp_path / "speech")
+
+
+def test_exchanged_parts_are_named(rnnt: Path) -> None:
+    assert list(load_parts(rnnt)) == list(PARTS)
+    shutil.copy(rnnt / "joint.onnx", rnnt / "encoder.onnx")
+    message = "encoder.onnx: takes encoded, predicted; expected audio_signal, h, c; export the RNN"
+    with pytest.raises(IntqError, match=message):
+        load_parts(rnnt)

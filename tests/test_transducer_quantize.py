@@ -1,6 +1,7 @@
 """An RNN-T's folder quantized, checked and counted, by its functions and on the command line."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from onnx_intq.integer_only import prove
 from onnx_intq.intervals import bounds
 from onnx_intq.progress import bar
 from onnx_intq.recipes import pipeline
+from onnx_intq.runtime import saturates
 from onnx_intq.source import Source
 from onnx_intq.summary import Summary
 from onnx_intq.transducer import Transducer
@@ -22,6 +24,7 @@ from onnx_intq.transducer_quantize import quantize_folder
 from onnx_intq.transform import CheckFailed, IntqError, Pass
 
 Command = Callable[..., tuple[int, str, str]]
+VNNI = pytest.mark.skipif(saturates(), reason="this processor has no VNNI")
 
 
 def quantized(folder: Path, data: Path | None, target: str = "integer", **options: Any) -> Any:
@@ -179,3 +182,47 @@ def test_options_of_synthesis(rnnt: Path, command: Command, options: tuple[str, 
     code, _, err = command("quantize", rnnt, "-o", rnnt.with_name("q"), *options)
     assert code == 2
     assert err.startswith(f"error: {options[0]} has no effect on an RNN-T")
+
+
+@pytest.mark.slow
+def test_overrides_name_nodes_of_one_part(rnnt: Path, speech: Path, command: Command) -> None:
+    output = rnnt.with_name("q")
+    chosen = ("--override", "*pre_encode*=float", "--override", "*joint_net*=5", "--boost", "none")
+    code, out, err = command("quantize", rnnt, "-o", output, *chosen, "--data", speech, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["noise"] is False
+    assert "Conv" not in found["parts"]["encoder"]["quantized"]
+    bits = json.loads(load(output / "joint.onnx").intq_metadata["onnx_intq.bits"])
+    assert 5 in bits.values()
+    code, _, err = command("quantize", rnnt, "-o", output, "--override", "*gru*=5")
+    assert (code, "no node matches '*gru*'" in err) == (2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-a", "mixed"),
+        ("--boost", "choose_grids"),
+        pytest.param(("--target", "integer", "--cpu", "vnni"), marks=VNNI),
+    ],
+)
+def test_grids_are_chosen_and_int8_is_multiplied(
+    rnnt: Path, command: Command, options: tuple[str, ...]
+) -> None:
+    code, out, err = command("quantize", rnnt, "-o", rnnt.with_name("q"), *options)
+    assert (code, err) == (0, "")
+    assert out.startswith("data       noise; with --data, ranges are those of speech\n")
+
+
+def test_feeds_are_no_speech(rnnt: Path, command: Command) -> None:
+    code, _, err = command("quantize", rnnt, "-o", rnnt.with_name("q"), "--data", "f.npz")
+    assert (code, "f.npz: feeds for an RNN-T, whose graphs" in err) == (2, True)
+
+
+def test_exchanged_parts_are_refused(rnnt: Path, command: Command) -> None:
+    shutil.copy(rnnt / "joint.onnx", rnnt / "encoder.onnx")
+    for arguments in (("quantize", rnnt, "-o", rnnt.with_name("q")), ("cost", rnnt)):
+        code, _, err = command(*arguments)
+        assert (code, "encoder.onnx: takes encoded, predicted; exp" in err) == (2, True)

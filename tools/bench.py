@@ -2,8 +2,8 @@
 
     python tools/bench.py [TABLE ...] [--assets FOLDER] [--work FOLDER]
 
-Tables: accuracy, boosters, conformer, keywords, whisper, speed, calibration, cost, kernels and
-integer; without names, all of them.
+Tables: accuracy, boosters, conformer, keywords, whisper, few_bits, rnnt, digits, speed,
+calibration, cost, kernels and integer; without names, all of them.
 Needs the extras cpu and speech, and the assets (INTQ_ASSETS, default ../shared/assets): the real
 QuartzNet15x5, speech_dev and speech_train; `kernels` needs none of these.
 """
@@ -22,9 +22,12 @@ import bench_boosters
 import bench_calibration
 import bench_conformer
 import bench_cost
+import bench_few_bits
 import bench_integer
 import bench_kernels
 import bench_keywords
+import bench_rnnt
+import bench_sub8bit
 import bench_whisper
 import click
 from bench_calibration import PEER_BATCHES, SWEEP_BATCHES
@@ -164,6 +167,35 @@ def whisper(bench: Bench) -> None:
     bench_whisper.print_table(bench.assets, bench.work, _cli)
 
 
+def few_bits(bench: Bench) -> None:
+    """Weights of 5 and 4 bits, without training and with it."""
+    source = bench.float_model
+    bench_few_bits.print_table(
+        lambda name, *command: bench.made(
+            name, lambda path: _cli(command[0], source, "-o", path, *command[1:])
+        ),
+        lambda models: _scores(bench, [source, *models])[1:],
+        bench.synthetic_feeds("kl"),
+        bench.assets / "speech_train" / "manifest.json",
+    )
+
+
+def rnnt(bench: Bench) -> None:
+    """The small RNN-T on held-out strings, and its memory."""
+    bench_rnnt.print_tables(
+        bench.assets,
+        bench.work,
+        lambda name, command, model, *options: bench.made(
+            name, lambda path: _cli(command, model, "-o", path, *options), suffix=""
+        ),
+    )
+
+
+def digits(bench: Bench) -> None:
+    """Trainings of the RNN-T and the Conformer to 8..2 bits, by every method."""
+    bench_sub8bit.main(["--assets", str(bench.assets)])
+
+
 def speed(bench: Bench) -> None:
     """Latency on onnxruntime, one thread."""
     models = {
@@ -241,6 +273,9 @@ TABLES = {
     "conformer": conformer,
     "keywords": keywords,
     "whisper": whisper,
+    "few_bits": few_bits,
+    "rnnt": rnnt,
+    "digits": digits,
     "speed": speed,
     "cost": costs,
     "kernels": kernels,

@@ -68,7 +68,7 @@ def rows(assets: Path, work: Path, peer: QuantizeStatic) -> list[Row]:
         IntqError: The data is missing.
         subprocess.CalledProcessError: A model cannot be made.
     """
-    manifest = _strings(assets, work / "digits-held-out", HELD_OUT, held_out=True, seed=0)
+    manifest = strings(assets, work / "digits-held-out", HELD_OUT, held_out=True, seed=0)
     models = _models(assets, work, peer)
     source = Recognizer(models["float"], threads=1)
     utterances = read_manifest(manifest)
@@ -97,7 +97,7 @@ def print_table(assets: Path, work: Path, peer: QuantizeStatic) -> None:
 
 def _models(assets: Path, work: Path, peer: QuantizeStatic) -> dict[str, Path]:
     source = _made(work / f"{MODEL}.onnx", lambda path: _cli("export", MODEL, "-o", path))
-    training = _strings(
+    training = strings(
         assets, work / "digits-training", CALIBRATION_STRINGS, held_out=False, seed=CALIBRATION_SEED
     )
     data = _made(work / f"{MODEL}-real.npz", lambda path: _write_feeds(source, training, path))
@@ -127,7 +127,7 @@ def _score(references: Sequence[str], texts: Sequence[str], against: Sequence[st
     return evaluation(hypotheses).total
 
 
-def _strings(assets: Path, folder: Path, count: int, *, held_out: bool, seed: int) -> Path:
+def strings(assets: Path, folder: Path, count: int, *, held_out: bool, seed: int) -> Path:
     """The manifest of clean strings of either half of the recordings."""
     manifest = folder / "manifest.json"
     if not manifest.exists():  # it is written last

@@ -169,7 +169,7 @@ def quantize(
         done = quantize_folder(
             model, output, passes, source, observer=observer, bar=console.bar, **rest
         )
-        console.show_folder(done, output, as_json)
+        console.show_folder(done, output, data, as_json)
         return
     summary = quantize(
         model, output, passes(model), source, observer=observer, bar=console.bar, **rest

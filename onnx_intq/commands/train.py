@@ -70,10 +70,10 @@ METHODS = click.Choice(["gq", "s8bqat", "uniform", "none"])
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 0.9),
+    type=click.FloatRange(0, 0.9, min_open=True),
     default=0.1,
     callback=options.finite,
-    help="Share of the data to validate on.",
+    help="Share of the data to validate on; at least one sample.",
 )
 @click.option(
     "--minutes",
@@ -129,7 +129,8 @@ def train(
     """Fine-tune a float ONNX file, or the folder of an RNN-T, to weights of few bits.
 
     Losses: CTC or the RNN-T's on a manifest, and the divergence from the float model; on feeds
-    the latter alone. What is written is the best on held-out data, also after Ctrl-C.
+    the latter alone. What is written is the best on held-out data, also after Ctrl-C. Under
+    torchrun, processes share every batch.
     """
     import torch
 
