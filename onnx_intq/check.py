@@ -77,8 +77,10 @@ def check(graph: gs.Graph, target: str) -> list[Problem]:
         IntqError: Unknown target.
     """
     found = _problems(graph, target, RULES)
-    if target == "tensorrt" and is_weight_only(graph):  # one cause of many problems
-        return [WEIGHTS_ONLY, *(p for p in found if p.rule not in OF_WEIGHTS_ONLY)]
+    others = [problem for problem in found if problem.rule not in OF_WEIGHTS_ONLY]
+    # Weights of LSTMs alone are no problem: TensorRT has no integer LSTM.
+    if target == "tensorrt" and len(others) < len(found) and is_weight_only(graph):
+        return [WEIGHTS_ONLY, *others]  # one cause of many problems
     return found
 
 
