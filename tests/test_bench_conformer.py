@@ -90,7 +90,7 @@ def test_calibration_hears_the_training_half(
 ) -> None:
     def seconds(held_out: bool) -> float:
         folder = tmp_path / str(held_out)
-        manifest = bench_conformer._strings(fsdd, folder, 4, held_out=held_out, seed=1)
+        manifest = bench_conformer.strings(fsdd, folder, 4, held_out=held_out, seed=1)
         utterances = read_manifest(manifest)
         counts = [len((u.text or "").split()) for u in utterances]
         durations: list[float] = [soundfile.info(u.audio).duration for u in utterances]
