@@ -104,8 +104,10 @@ class Overrides:
     bits: tuple[tuple[str, int], ...]
 
 
-def split_overrides(texts: tuple[str, ...], smallest: int = 2) -> Overrides:
-    """Read `NODES=float`, `NODES=a16` and `NODES=BITS` options, of `smallest` to 8 bits.
+def split_overrides(
+    texts: tuple[str, ...], smallest: int = 2, words: tuple[str, ...] = ("a16", "float")
+) -> Overrides:
+    """Read `NODES=BITS` options, of `smallest` to 8 bits, and `NODES=WORD` for some words.
 
     Raises:
         IntqError: An option is none of these.
@@ -113,10 +115,9 @@ def split_overrides(texts: tuple[str, ...], smallest: int = 2) -> Overrides:
     widths = {str(bits): bits for bits in range(smallest, 9)}
     pairs = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
     for text, (pattern, value) in zip(texts, pairs, strict=True):
-        if not pattern or value not in {"float", "a16", *widths}:
-            raise IntqError(
-                f"--override {text!r}; expected NODES=BITS, {smallest}..8, NODES=a16 or NODES=float"
-            )
+        if not pattern or value not in {*words, *widths}:
+            others = f", {' or '.join(f'NODES={word}' for word in words)}" if words else ""
+            raise IntqError(f"--override {text!r}; expected NODES=BITS, {smallest}..8{others}")
     return Overrides(
         keep=tuple(pattern for pattern, value in pairs if value == "float"),
         wide=tuple(pattern for pattern, value in pairs if value == "a16"),

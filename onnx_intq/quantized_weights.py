@@ -150,13 +150,8 @@ class QuantizedWeights:
                 bias.copy_(by_key[key].pop("biases"))
             for key, made in self.quantizers.items():
                 if (rounding := by_key[key].pop("roundings", None)) is not None:
-                    self._roundings[key] = rounding.to(bias_device(made))
+                    self._roundings[key] = rounding.to(made.latent.device)
                 made.load_state_dict(by_key[key])
-
-
-def bias_device(made: WeightQuantizer) -> torch.device:
-    """Where a quantizer's tensors are."""
-    return made.latent.device
 
 
 def untrained(network: TrainedNetwork, bits: Mapping[str, int]) -> HardWeights:

@@ -73,18 +73,3 @@ class Plan:
             return (step + 1) / (warmup + 1)
         done = (step - warmup) / max(1, self.steps - warmup)
         return LOWEST + (1 - LOWEST) * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def read_overrides(texts: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    """Read `NODES=BITS` options.
-
-    Raises:
-        IntqError: An option is no such text.
-    """
-    found = []
-    for text in texts:
-        pattern, _, value = text.rpartition("=")
-        if not pattern or value not in {str(bits) for bits in range(1, 9)}:
-            raise IntqError(f"--override {text!r}; expected NODES=BITS, 1..8")
-        found.append((pattern, int(value)))
-    return tuple(found)

@@ -10,12 +10,19 @@ def test_overrides_are_told_apart_in_order() -> None:
     expected = Overrides(keep=("b",), wide=("c=d",), bits=(("a*", 6), ("a1", 4)))
     assert split_overrides(texts) == expected
     assert split_overrides(()) == Overrides((), (), ())
+    assert split_overrides(("a=b=3", "*=1"), 1, ()).bits == (("a=b", 3), ("*", 1))
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "=6", "a=9", "a=1", "a=w6", "a=a8", "a=FLOAT"])
 def test_other_values_are_refused(text: str) -> None:
     with pytest.raises(IntqError, match=r"expected NODES=BITS, 2\.\.8, NODES=a16 or NODES=float"):
         split_overrides((text,))
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "=3", "a=0", "a=9", "a=float", "a=a16"])
+def test_words_that_a_command_has_not_are_refused(text: str) -> None:
+    with pytest.raises(IntqError, match=r"expected NODES=BITS, 1\.\.8$"):
+        split_overrides((text,), 1, ())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from onnx_intq.training_plan import LOWEST, Plan, read_overrides
+from onnx_intq.training_plan import LOWEST, Plan
 from onnx_intq.transform import IntqError
 
 
@@ -26,13 +26,3 @@ def test_it_is_recorded_as_json() -> None:
 def test_a_training_needs_a_loss() -> None:
     with pytest.raises(IntqError, match="neither a loss on transcripts nor distillation"):
         Plan(task=0, distill=0)
-
-
-def test_overrides_are_read() -> None:
-    assert read_overrides(("a=b=3", "*=1")) == (("a=b", 3), ("*", 1))
-
-
-@pytest.mark.parametrize("text", ["a", "a=", "=3", "a=0", "a=9", "a=float"])
-def test_other_overrides_are_refused(text: str) -> None:
-    with pytest.raises(IntqError, match=r"expected NODES=BITS, 1\.\.8"):
-        read_overrides((text,))

@@ -136,7 +136,7 @@ def train(
 
     from onnx_intq import console, speech, training_console
     from onnx_intq.training import Run, train
-    from onnx_intq.training_plan import Plan, read_overrides
+    from onnx_intq.training_plan import Plan
     from onnx_intq.training_source import TrainingSource
 
     context = click.get_current_context()
@@ -153,7 +153,7 @@ def train(
     plan = Plan(
         method=method,
         bits=bits,
-        overrides=read_overrides(override),
+        overrides=options.split_overrides(override, smallest=1, words=()).bits,
         budget=budget,
         steps=steps,
         batch_size=batch_size,
